@@ -1,0 +1,209 @@
+"""Joins or starts a Ray cluster and runs a task on its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from robustscale.config import encode
+from robustscale.engine.folder import RunFolder
+from robustscale.errors import Diverged, InputError
+from robustscale.run import Cluster, Run
+
+Show = Callable[[dict[str, Any]], None]
+
+_RAY = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every print of a worker appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a poll of 2 s would keep every short run waiting
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns that it will once leave CUDA_VISIBLE_DEVICES alone
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def in_cluster() -> bool:
+    """Whether a Ray cluster is there to join: inside a Ray job, or by RAY_ADDRESS."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
+@contextlib.contextmanager
+def ray_cluster(cluster: Cluster, show: Show) -> Iterator[None]:
+    """Ray, connected: the cluster around us, or one of our own on this machine, shut down on leaving."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY.items()})
+    own = not in_cluster()
+    if own and "RAY_AUTH_MODE" not in os.environ:
+        # Ray would write a world-readable token into the home folder, and later clusters would pick it up.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    import ray  # reads these variables when it is imported
+
+    if own:
+        _start(cluster, show)
+    else:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        ray.shutdown()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _start(cluster: Cluster, show: Show) -> None:
+    import ray
+
+    cpus = max(os.cpu_count() or 1, 4)
+    needed = cluster.workers * cluster.cpus_per_worker
+    if needed > cpus:
+        raise InputError(
+            f"cluster.workers: {cluster.workers} workers of {cluster.cpus_per_worker} CPUs need {needed}, this machine "
+            f"offers {cpus}; lower it, or join a cluster by RAY_ADDRESS or ray job submit"
+        )
+    show({"event": "note", "message": "starting a Ray cluster on this machine"})
+    context = ray.init(
+        num_cpus=cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    show({"event": "note", "message": f"Ray dashboard: http://{context.dashboard_url}"})
+
+
+def wait_for_resources(cluster: Cluster, show: Show) -> bool:
+    """Whether workers take GPUs; returns once the cluster could hold them all, raises InputError after `wait`."""
+    import ray
+
+    deadline = time.monotonic() + cluster.wait
+    said = False
+    while True:
+        there = ray.cluster_resources()
+        gpu = there.get("GPU", 0) >= 1 if cluster.gpu is None else cluster.gpu
+        need = {"CPU": cluster.workers * cluster.cpus_per_worker, **({"GPU": cluster.workers} if gpu else {})}
+        short = {kind: amount for kind, amount in need.items() if there.get(kind, 0) < amount}
+        if not short:
+            return gpu
+        parts = [f"{amount} {kind}s (it has {there.get(kind, 0):g})" for kind, amount in short.items()]
+        what = f"{cluster.workers} workers need {' and '.join(parts)}"
+        if time.monotonic() > deadline:
+            remedy = "add nodes, lower it, or raise cluster.wait"
+            raise InputError(f"cluster.workers: {what}; waited {cluster.wait:g} s; {remedy}")
+        if not said:
+            show({"event": "note", "message": f"waiting for the cluster: {what}"})
+            said = True
+        time.sleep(0.5)
+
+
+def launch(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any] | None = None) -> None:
+    """Run a task of cluster.worker on the run's workers; every failure short of bad input is retried.
+
+    Retries are ours, each a fresh Ray Train run that goes on from our own checkpoint: Ray's snapshot is written in
+    place and can tear, and a run that Ray resumes trusts it. Raises InputError or Diverged as a worker did.
+    """
+    with ray_cluster(run.cluster, show):
+        gpu = wait_for_resources(run.cluster, show)
+        for attempt in range(run.cluster.max_failures + 1):
+            error = _attempt(task, run, folder, show, options or {}, gpu)
+            if error is None:
+                return
+            if attempt < run.cluster.max_failures:
+                show({"event": "note", "message": f"a worker failed ({error}); going on from the last checkpoint"})
+    raise WorkersFailed(f"gave up after {run.cluster.max_failures + 1} attempts; the last failure: {error}")
+
+
+class WorkersFailed(RuntimeError):
+    """The workers kept failing; the message ends with the last reason."""
+
+
+def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any], gpu: bool) -> str | None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    from cluster.board import make_board
+    from cluster.worker import main
+
+    board = make_board()
+    config = {
+        "task": task,
+        "run": encode(run),
+        "folder": str(folder.path),
+        "options": dict(options),
+        "threads": run.cluster.cpus_per_worker,
+        "gpu": gpu,
+        "board": board,
+    }
+    resources = {"CPU": float(run.cluster.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
+    trainer = TorchTrainer(
+        main,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=run.cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
+        run_config=RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(folder.path / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+            # mypy sees the RunConfig of the older Ray Train here.
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+        ),
+    )
+    with _showing(board, show):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as failure:
+            return _reason(failure)
+    return None
+
+
+def _reason(failure: BaseException) -> str:
+    """One line; raises what a retry cannot mend."""
+    causes: list[BaseException] = [*getattr(failure, "worker_failures", {}).values(), failure]
+    for cause in causes:
+        for error in _chain(cause):
+            for kind in (InputError, Diverged):
+                if isinstance(error, kind):
+                    raise kind(str(error.args[0])) from None
+    return " ".join(str(causes[0]).split())[-400:]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+@contextlib.contextmanager
+def _showing(board: Any, show: Show) -> Iterator[None]:
+    """Pass the workers' records on while they come."""
+    import ray
+
+    done = threading.Event()
+
+    def follow() -> None:
+        while True:
+            last = done.wait(0.3)
+            for record in ray.get(board.drain.remote(), timeout=30):
+                show(record)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(30)
+        ray.kill(board)

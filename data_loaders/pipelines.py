@@ -1,0 +1,142 @@
+"""A data set as batches: one order and one augmentation over three sources of pixels.
+
+ffcv: FFCV's compiled pipeline. torch: a DataLoader over the same file. resident: the whole set on the device. For the
+same arguments they yield the same batches, bit for bit; only JPEG decoders differ (`torch_loader`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from data_loaders.augment import Augmentation, Kind, Request, Source
+from data_loaders.beton import Beton
+from data_loaders.order import Order
+from robustscale.fields import require
+from robustscale.types import Batch, Loader, Share
+
+LoaderKind = Literal["ffcv", "torch", "resident"]
+
+
+def make_loader(
+    kind: LoaderKind,
+    beton: Beton,
+    indices: ArrayLike,
+    *,
+    batch_size: int,
+    shards: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+    seed: int,
+    shuffle: bool,
+    augmentation: Kind = "none",
+    padding: int = 4,
+    image_size: int | None = None,
+    workers: int = 1,
+) -> Loader:
+    """The examples `indices` of a file, for worker `rank` of `world`; see `Order` and `Augmentation`.
+
+    `batch_size` is over all workers. With `image_size` the images become squares of this side: by random_resized_crop,
+    or cut from the centre where the file has other sizes. `workers`: threads (ffcv) or processes (torch) that decode.
+    Batches may be kept; ask for one epoch at a time. Raises `InputError` where file and arguments do not fit.
+    """
+    _require_one_of("loader", kind, get_args(LoaderKind))
+    _require_one_of("augmentation", augmentation, get_args(Kind))
+    require(padding >= 0, f"padding: {padding} is negative")
+    require(workers >= 0, f"workers: {workers} is negative; it counts decoding threads or processes")
+    rows = np.asarray(indices, np.int64)
+    require(
+        rows.ndim == 1 and len(rows) > 0 and rows.min() >= 0 and rows.max() < beton.num_examples,
+        f"indices: they must be some of the {beton.num_examples} rows of {beton.path}",
+    )
+    order = Order(rows, batch_size, shards, rank, world, seed, shuffle)
+    augment = _augmentation(beton, augmentation, padding, image_size, seed)
+    size = (image_size or int(beton.heights[0]), image_size or int(beton.widths[0]))
+    source = _source(kind, beton, order, augment, size, device, workers)
+    return Pipeline(beton, order, augment, source, device)
+
+
+class Pipeline:
+    """A `Loader`."""
+
+    def __init__(
+        self, beton: Beton, order: Order, augmentation: Augmentation, source: Source, device: torch.device
+    ) -> None:
+        self.num_examples = len(order.indices)
+        self.num_batches = order.num_batches
+        self._beton, self._order, self._augmentation, self._source = beton, order, augmentation, source
+        self._device = device
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Share]:
+        cuts = list(self._order.epoch(epoch, start))
+        requests = (self._request(cut.rows, epoch) for cut in cuts)
+        with closing(self._source.images(requests)) as images:
+            for cut, pixels in zip(cuts, images, strict=True):
+                index = to_device(torch.tensor(cut.rows), self._device)
+                y = to_device(torch.from_numpy(self._beton.labels[cut.rows]), self._device)
+                x = self._augmentation(to_device(pixels, self._device), index, epoch)
+                yield Share(Batch(x, y, index), cut.sizes, cut.total)
+
+    def _request(self, rows: NDArray[np.int64], epoch: int) -> Request:
+        sizes = self._beton.heights[rows], self._beton.widths[rows]
+        return Request(rows, self._augmentation.boxes(rows, epoch, *sizes))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    # FFCV overwrites its buffers without waiting for copies from them. This one is not reused before its copy is done.
+    return torch.empty_like(tensor, pin_memory=True).copy_(tensor).to(device, non_blocking=True)
+
+
+def _require_one_of(field: str, name: str, known: tuple[str, ...]) -> None:
+    require(name in known, f"{field}: {name!r} is not known; choose one of {', '.join(known)}")
+
+
+def _augmentation(beton: Beton, kind: Kind, padding: int, image_size: int | None, seed: int) -> Augmentation:
+    crop = kind == "random_resized_crop"
+    stored = (beton.height, beton.width)
+    require(image_size is not None or not crop, f"augmentation: {kind} needs image_size; 224 is usual for ImageNet")
+    require(image_size is None or image_size >= 1, f"image_size: {image_size} is below 1")
+    require(
+        image_size is not None or None not in stored,
+        f"image_size: the images of {beton.path} vary in size; give the side of the square to make of them",
+    )
+    # By the whole file, so that all its parts are treated alike.
+    cut = crop or (image_size is not None and stored != (image_size, image_size))
+    require(
+        not (cut and beton.is_array),
+        f"{f'augmentation: {kind}' if crop else f'image_size: {image_size}'} resizes images, but {beton.path} holds "
+        f"arrays of {beton.height}x{beton.width}, which are used as they are; write it as jpg or raw",
+    )
+    return Augmentation(kind, seed, padding, cut)
+
+
+def _source(
+    kind: LoaderKind,
+    beton: Beton,
+    order: Order,
+    augmentation: Augmentation,
+    size: tuple[int, int],
+    device: torch.device,
+    workers: int,
+) -> Source:
+    # Each brings its own heavy import.
+    if kind == "ffcv":
+        from data_loaders.ffcv_loader import FfcvImages
+
+        return FfcvImages(beton, size, order.largest, workers)
+    if kind == "torch":
+        from data_loaders.torch_loader import TorchImages
+
+        return TorchImages(beton, size, workers)
+    from data_loaders.resident import ResidentImages
+
+    return ResidentImages(beton, order.indices, augmentation, size, device)

@@ -1,0 +1,217 @@
+"""What doors share: reading a Run from the command line, and telling a person what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import tyro
+import yaml
+
+from robustscale import recipes
+from robustscale.config import KINDS, components, decode, encode, override, structure, unknown
+from robustscale.errors import Diverged, InputError
+from robustscale.run import Run, identity
+
+T = TypeVar("T")
+
+
+def door(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command: InputError becomes one line and exit 2, divergence exit 1, an interrupt exit 130."""
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Diverged as error:
+        print(f"error: training diverged: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Run:
+    """A Run from `[RECIPE] [--config FILE] [--run-name NAME] [overrides]`; `base` where neither is given.
+
+    `--PATH NAME` for a component (objective, attack, threat, model, ...) exchanges it, before its fields are read.
+    Raises InputError; `--help` prints every field of the choices made so far and exits.
+    """
+    rest = list(args)
+    if rest and not rest[0].startswith("-"):
+        base = recipes.get(rest.pop(0))
+    config = take_option(rest, "--config")
+    if config is not None:
+        base = read_file(Path(config).expanduser())
+    name = take_option(rest, "--run-name")
+    if name is not None:
+        base = override(base, {"name": name})
+    position = 0
+    while position < len(rest):
+        option, equals, name = rest[position].partition("=")
+        path = option.removeprefix("--").replace("-", "_").split(".")
+        if not option.startswith("--") or not _is_component(base, path):
+            position += 1
+            continue
+        if not equals:
+            name = take_at(rest, position + 1, option)
+        del rest[position]
+        change: Any = {"name": name}
+        for part in reversed(path):
+            change = {part: change}
+        base = override(base, change)
+    known = {"--help", *_options(base)}
+    for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
+        if option not in known:
+            raise unknown("option", option, sorted(known))
+    return decode(Run, encode(parse(Run, rest, prog, description, base)))
+
+
+def _options(value: Any, path: str = "--") -> Iterator[str]:
+    """Every option that sets a field of `value`."""
+    for field in dataclasses.fields(value):
+        option = path + field.name.replace("_", "-")
+        yield option
+        if dataclasses.is_dataclass(getattr(value, field.name)):
+            yield from _options(getattr(value, field.name), option + ".")
+
+
+def take_at(args: list[str], position: int, option: str) -> str:
+    if position >= len(args):
+        raise InputError(f"{option}: needs a value")
+    return args.pop(position)
+
+
+def _is_component(run: Run, path: list[str]) -> bool:
+    value: Any = run
+    for part in path[:-1]:
+        value = getattr(value, part, None)
+    return dataclasses.is_dataclass(value) and structure(type(value), path[-1]) in KINDS
+
+
+def parse(target: Callable[..., T], args: Sequence[str], prog: str, description: str, default: Any = None) -> T:
+    """tyro's typed options for a dataclass or function; what it would print in a box becomes one line."""
+    options: dict[str, Any] = {"args": list(args), "prog": prog, "description": description}
+    options["config"] = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    if default is not None:
+        options["default"] = default
+    if "--help" in args or "-h" in args:
+        return cast(T, tyro.cli(target, **options))
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(out), contextlib.redirect_stdout(out):
+            return cast(T, tyro.cli(target, **options))
+    except InputError as error:
+        raise InputError(_with_path(str(error), args)) from None
+    except SystemExit:
+        # A title between rules, the message, then help that a person asks for with --help.
+        text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─+|]|-{3,}", " ", out.getvalue().partition("\n")[2])
+        text = re.split(r" (?:Argument helptext:|For full helptext)", " ".join(text.split()))[0]
+        raise InputError(f"{text.rstrip('. ')}; see --help for every field") from None
+
+
+def _with_path(message: str, args: Sequence[str]) -> str:
+    """A field refuses its value without knowing where it sits; the option that was given knows."""
+    field = message.partition(":")[0]
+    options = [arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")]
+    paths = {option.rpartition(".")[0] for option in options if option.endswith("." + field)}
+    return f"{paths.pop()}.{message}" if len(paths) == 1 else message
+
+
+def read_file(path: Path) -> Run:
+    """A Run from YAML or JSON: a whole configuration, or `recipe: NAME` and what differs from it."""
+    try:
+        if path.stat().st_size > 2**20:
+            raise InputError(f"{path}: larger than 1 MiB; that is no configuration")
+        text = path.read_text()
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check --config") from None
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}; write YAML as --print-config does") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected fields of a run, got {data!r}; write YAML as --print-config does")
+    base = recipes.get(str(data.pop("recipe"))) if "recipe" in data else Run()
+    return override(base, data)
+
+
+def as_yaml(run: Run) -> str:
+    return yaml.safe_dump(encode(run), sort_keys=False, allow_unicode=True)
+
+
+def difference(before: Run, now: Run) -> str:
+    """The first field in which two runs differ, for an error message."""
+
+    def walk(a: Any, b: Any, path: str) -> str | None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = (walk(a.get(k), b.get(k), f"{path}.{k}".lstrip(".")) for k in {**a, **b})
+            return next((f for f in found if f is not None), None)
+        return None if a == b else f"{path}: {a!r} there, {b!r} now"
+
+    return walk(identity(before), identity(now), "") or "none"
+
+
+def choices() -> str:
+    """Every component by kind, for --help."""
+    lines = []
+    for kind, home in KINDS.items():
+        names = ", ".join(components(kind))
+        lines.append(f"  {kind.__name__.lower():<10} {names}   ({home})")
+    return "\n".join(lines)
+
+
+def recipe_list() -> str:
+    lines = []
+    for name in recipes.names():
+        summary = (inspect.getdoc(recipes.function(name)) or "").partition("\n")[0]
+        lines.append(f"  {name:<36} {summary}")
+    return "\n".join(lines)
+
+
+def default_storage() -> Path:
+    """Where runs are kept unless --storage says otherwise."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path(os.environ.get("ROBUSTSCALE_STORAGE") or ("~/robustscale-runs" if in_job else "runs")).expanduser()
+
+
+def take_option(args: list[str], name: str, default: str | None = None) -> str | None:
+    """Remove `--name VALUE` or `--name=VALUE` from the arguments and return its value."""
+    for i, arg in enumerate(args):
+        if arg == name:
+            value = take_at(args, i + 1, name)
+            del args[i]
+            return value
+        if arg.startswith(name + "="):
+            del args[i]
+            return arg.partition("=")[2]
+    return default
+
+
+def take_optional(args: list[str], name: str) -> str | None:
+    """Remove `--name [VALUE]`: None if it isn't there, "" if it has no value."""
+    for i, arg in enumerate(args):
+        if arg == name:
+            has_value = i + 1 < len(args) and not args[i + 1].startswith("-")
+            value = args[i + 1] if has_value else ""
+            del args[i : i + 1 + has_value]
+            return value
+        if arg.startswith(name + "="):
+            del args[i]
+            return arg.partition("=")[2]
+    return None
+
+
+def take_flag(args: list[str], name: str) -> bool:
+    if name in args:
+        args.remove(name)
+        return True
+    return False

@@ -1,0 +1,213 @@
+"""Configuration as frozen dataclasses: to and from JSON, from YAML, from the command line.
+
+A *component* is a dataclass that stands for one of several choices (an objective, an attack, a model, ...).
+It is found by walking the package of its kind; its name is its module's name, or, where a module holds several,
+its class's name in lower case. As JSON a component is {"name": ..., field: value, ...}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from typing import Any, TypeVar, Union
+
+import pydantic
+
+from robustscale.errors import InputError
+from robustscale.threat import Threat
+from robustscale.types import Attack, Model, Objective, Optimizer, Schedule
+
+T = TypeVar("T")
+
+KINDS: dict[type, str] = {
+    Attack: "robustscale.attacks",
+    Objective: "robustscale.objectives",
+    Model: "robustscale.models",
+    Threat: "robustscale.threat",
+    Optimizer: "robustscale.engine.optim",
+    Schedule: "robustscale.engine.schedule",
+}
+"""Where the components of a kind are looked for: a module, or a package with one component a file."""
+
+
+@functools.cache
+def components(kind: type) -> dict[str, type]:
+    """Every component of a kind, by name."""
+    home = importlib.import_module(KINDS[kind])
+    modules = [home]
+    if hasattr(home, "__path__"):
+        modules = [importlib.import_module(f"{home.__name__}.{m.name}") for m in pkgutil.iter_modules(home.__path__)]
+    found: dict[str, type] = {}
+    for module in modules:
+        classes = [
+            c
+            for _, c in inspect.getmembers(module, inspect.isclass)
+            if c.__module__ == module.__name__
+            and dataclasses.is_dataclass(c)
+            and issubclass(c, kind)
+            and not inspect.isabstract(c)
+            and not c.__name__.startswith("_")
+        ]
+        single = len(classes) == 1 and module is not home
+        found |= {module.__name__.rpartition(".")[2] if single else c.__name__.lower(): c for c in classes}
+    return dict(sorted(found.items()))
+
+
+def component_name(component: object) -> str | None:
+    """The name of a component, or None for a plain dataclass."""
+    # By module, not isinstance: an attack and an objective are both just callables to a runtime protocol.
+    module = type(component).__module__
+    for kind, home in KINDS.items():
+        if module == home or module.startswith(home + "."):
+            return next((name for name, c in components(kind).items() if c is type(component)), None)
+    return None
+
+
+def unknown(what: str, name: object, known: typing.Iterable[str]) -> InputError:
+    """An error that suggests the nearest known name."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+    return InputError(f"{what}: {name!r} is not known; {hint}")
+
+
+def _component(kind: type, name: object, where: str) -> type:
+    known = components(kind)
+    if not isinstance(name, str) or name not in known:
+        raise unknown(where, name, known)
+    return known[name]
+
+
+def encode(value: Any) -> Any:
+    """A value of the configuration as JSON types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        name = component_name(value)
+        return fields if name is None else {"name": name, **fields}
+    if isinstance(value, (tuple, list)):
+        return [encode(v) for v in value]
+    return value
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _structure(hint: Any) -> Any:
+    """The dataclass or component kind inside `hint` or `hint | None`; else None."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((o for o in options if o in KINDS or dataclasses.is_dataclass(o)), None)
+
+
+def structure(cls: type, name: str) -> type | None:
+    """The dataclass or component kind that a field of `cls` holds; None for a plain value or an unknown field."""
+    found: type | None = _structure(_hints(cls).get(name))
+    return found
+
+
+def decode(cls: type[T], data: Any, path: str = "") -> T:
+    """The inverse of `encode`, strict: raises InputError with the path for an unknown name or a wrong type."""
+    where = path or "configuration"
+    if dataclasses.is_dataclass(data) and isinstance(data, cls):
+        data = encode(data)
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping of fields, got {data!r}")
+    data = dict(data)
+    target: type = cls
+    if cls in KINDS:
+        if "name" not in data:
+            raise InputError(f"{where}.name: missing; choose one of {', '.join(components(target))}")
+        target = _component(target, data.pop("name"), where)
+    hints = _hints(target)
+    names = [f.name for f in dataclasses.fields(target)]
+    for key in data:
+        if key not in names:
+            raise unknown(f"{where}: field", key, names)
+    fields = {key: _field(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in data.items()}
+    try:
+        return typing.cast(T, target(**fields))
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from None
+    except InputError as error:
+        message = str(error)
+        raise InputError(f"{path}.{message}" if path and not message.startswith(path) else message) from None
+
+
+def _field(hint: Any, value: Any, path: str) -> Any:
+    structure = _structure(hint)
+    if structure is not None and not (value is None and type(None) in typing.get_args(hint)):
+        return decode(structure, value, path)
+    try:
+        config = pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+        field = pydantic.TypeAdapter(hint, config=config).validate_python(value)
+    except pydantic.ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path}: {value!r} will not do: {reason}") from None
+    # YAML reads a bare yes or on as true, which pydantic would take for the number 1.
+    if isinstance(value, bool) and not isinstance(field, bool):
+        raise InputError(f"{path}: {value!r} will not do: Input should be a valid number")
+    return field
+
+
+def override(value: T, changes: typing.Mapping[str, Any], path: str = "") -> T:
+    """`value` with nested changes, as JSON types. Naming another component takes that one's defaults, but
+    keeps the threat model: it belongs to the data, not to the method."""
+    if not isinstance(changes, typing.Mapping):
+        raise InputError(f"{path or 'configuration'}: expected a mapping of fields, got {changes!r}")
+    data = encode(value)
+    _merge(data, changes, typing.cast(Any, type(value)), path)
+    return decode(type(value), data)
+
+
+def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, path: str) -> None:
+    hints = _hints(cls)
+    for key, change in changes.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key not in hints or (key not in data and key != "name"):
+            raise unknown(f"{path or 'configuration'}: field", key, [f.name for f in dataclasses.fields(cls)])
+        structure = _structure(hints[key])
+        if structure is None or change is None:
+            data[key] = change
+            continue
+        if isinstance(change, str) and structure in KINDS:
+            change = {"name": change}
+        if not isinstance(change, typing.Mapping):
+            raise InputError(f"{where}: expected a mapping of fields, got {change!r}")
+        change = dict(change)
+        current = data[key]
+        if structure in KINDS:
+            name = change.pop("name", (current or {}).get("name"))
+            structure = _component(structure, name, where)
+            if current is None or current["name"] != name:
+                threat = _threat_of(current)
+                current = encode(structure())
+                if threat is not None:
+                    _set_threat(current, threat)
+        elif current is None:
+            current = encode(structure())
+        data[key] = current
+        _merge(current, change, structure, where)
+
+
+def _threat_of(data: Any) -> dict[str, Any] | None:
+    if not isinstance(data, dict):
+        return None
+    if data.get("name") in components(Threat):
+        return data
+    return next((t for t in map(_threat_of, data.values()) if t is not None), None)
+
+
+def _set_threat(data: dict[str, Any], threat: dict[str, Any]) -> None:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            if value.get("name") in components(Threat):
+                data[key] = dict(threat)
+            else:
+                _set_threat(value, threat)

@@ -1,0 +1,29 @@
+"""What may hang on the training loop's timeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from robustscale.types import State
+
+if TYPE_CHECKING:
+    from robustscale.engine.trainer import Trainer
+
+
+class Callback:
+    """Called on every worker, in the order given; a collective inside is allowed, since all call it alike."""
+
+    def on_fit_start(self, trainer: Trainer) -> None: ...
+
+    def after_step(self, trainer: Trainer) -> None: ...
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """The epoch's record is `trainer.record`; a callback may add to it for those after it."""
+
+    def on_fit_end(self, trainer: Trainer) -> None: ...
+
+    def state_dict(self) -> State:
+        """JSON types; saved with every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None: ...

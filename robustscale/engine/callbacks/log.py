@@ -1,0 +1,59 @@
+"""Metrics to JSON lines, TensorBoard, and whoever is watching."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from robustscale.engine.callback import Callback
+from robustscale.engine.folder import RunFolder, publish
+from robustscale.engine.trainer import Trainer
+
+
+class Log(Callback):
+    """Rank 0 writes every record once. On resuming, records after the checkpoint are dropped: they come again."""
+
+    def __init__(self, folder: RunFolder, emit: Callable[[dict[str, Any]], None]) -> None:
+        self.folder, self.emit = folder, emit
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.writing = trainer.backend.rank == 0
+        if not self.writing:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [line for line in read_lines(self.folder) if line["step"] <= trainer.step]
+        publish(self.folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.file = self.folder.metrics.open("a", buffering=1)
+        self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step + 1)
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.reported:
+            self._write(trainer.record)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        self._write(trainer.record)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self.writing:
+            self.file.close()
+            self.tensorboard.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.writing:
+            return
+        self.file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                tag = f"{record['event']}/{name}"
+                self.tensorboard.add_scalar(tag, value, record["step"])
+        self.emit(record)
+
+
+def read_lines(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, without a torn last line."""
+    if not folder.metrics.exists():
+        return []
+    lines = folder.metrics.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

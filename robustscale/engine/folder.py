@@ -1,0 +1,107 @@
+"""A run's folder: the one place that knows its layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from robustscale.config import decode, encode
+from robustscale.errors import InputError
+from robustscale.models.network import build
+from robustscale.run import Run
+from robustscale.types import DataSpec
+
+Weights = Literal["best", "last"]
+
+
+class RunFolder:
+    """run.json, data.json, metrics.jsonl, weights/, checkpoints/, result.json and what is drawn from them."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
+        self.gallery = self.path / "gallery.safetensors"
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
+        folder = cls(path)
+        if not (folder.path / "run.json").is_file():
+            raise InputError(f"{path}: not a run's folder (it has no run.json); give the folder that pretrain printed")
+        return folder
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the folder; raises InputError if it is missing or torn."""
+        path = self.path / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing; the run did not get so far, go on with --resume {self.path}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not JSON ({error}); restore it from a copy") from None
+
+    def write(self, name: str, value: Any) -> None:
+        publish(self.path / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def run(self) -> Run:
+        return decode(Run, self.read("run.json"))
+
+    def spec(self) -> DataSpec:
+        fields = self.read("data.json")["spec"]
+        return DataSpec(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+    def write_run(self, run: Run) -> None:
+        self.write("run.json", encode(run))
+
+    def weights_path(self, which: Weights) -> Path:
+        return self.path / "weights" / f"{which}.safetensors"
+
+    def save_weights(self, which: Weights, network: nn.Module, **facts: object) -> None:
+        """Weights and buffers under the network's own names; the facts go into the file's metadata."""
+        tensors = {name: t.detach().contiguous().cpu() for name, t in network.state_dict().items()}
+        metadata = {"format": "pt", **{name: json.dumps(value) for name, value in facts.items()}}
+        publish(self.weights_path(which), safetensors.torch.save(tensors, metadata))
+
+    def load_weights(self, which: Weights, network: nn.Module) -> dict[str, Any]:
+        """Load into a network of this run's shape; returns the facts that were saved. Raises InputError."""
+        path = self.weights_path(which)
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                facts = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"}
+                network.load_state_dict({name: file.get_tensor(name) for name in sorted(file.keys())})
+        except FileNotFoundError:
+            raise InputError(f"{path}: missing; the run has no {which} weights yet") from None
+        except (safetensors.SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: not weights of this run's network ({reason}); restore the file") from None
+        return facts
+
+    def network(self, which: Weights = "best") -> nn.Module:
+        """The trained network, in eval mode, on the CPU: [0, 1] images in, logits out."""
+        network = build(self.run().model, self.spec())
+        self.load_weights(which, network)
+        return network.eval()
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises InputError if the disk is full or may not be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"cannot be written ({error.strerror or error})"
+        raise InputError(f"{path}: {reason}; free space or choose another --storage") from error

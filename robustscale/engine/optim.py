@@ -1,0 +1,50 @@
+"""Optimizers of the papers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustscale.fields import require
+
+
+@dataclass(frozen=True)
+class SGD:
+    """v ← μ v + g + λ w; w ← w - lr v, or with Nesterov's look-ahead."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr: {self.lr!r} is not positive; 0.1 is the papers' default")
+        require(0 <= self.momentum < 1, f"momentum: {self.momentum!r} is outside [0, 1); 0.9 is usual")
+        require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay!r} is negative; 5e-4 is usual")
+        require(not self.nesterov or self.momentum > 0, "nesterov: needs momentum above 0; set momentum to 0.9")
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr: {self.lr!r} is not positive; 1e-3 is usual")
+        require(all(0 <= b < 1 for b in self.betas), f"betas: {self.betas!r} is outside [0, 1); (0.9, 0.999) is usual")
+        require(self.eps > 0, f"eps: {self.eps!r} is not positive; 1e-8 is usual")
+        require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay!r} is negative; 0.05 is usual")
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, self.weight_decay)

@@ -1,0 +1,92 @@
+"""One optimizer step over one global batch: the whole of it on this page."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from robustscale.run import Run
+from robustscale.types import Backend, Batch, Loss, Progress, Share
+
+_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep:
+    """Objective → gradients → clip → optimizer. Afterwards every worker holds equal weights and equal buffers.
+
+    A worker's share is weighted by its examples, so the step descends the mean over the global batch whatever the
+    number of workers. Buffers (BatchNorm's running statistics) are averaged, over workers or over shards: the state
+    of one worker is the state of the run.
+    """
+
+    def __init__(self, run: Run, network: nn.Module, backend: Backend) -> None:
+        self.run, self.backend = run, backend
+        self.network = network.to(backend.device)
+        deterministic = run.reduction == "deterministic"
+        self.wrapped = self.network if deterministic else backend.prepare(self.network)
+        self.backward = self._shard_by_shard if deterministic else self._all_at_once
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.buffers = [b for b in self.network.buffers() if b.is_floating_point()]
+        self.optimizer = run.optimizer.build(self.parameters)
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(backend.device.type, enabled=run.precision == "fp16")
+
+    def __call__(self, share: Share, at: Progress, lr_factor: float) -> dict[str, Tensor]:
+        """Metrics whose mean over the workers is their mean over the global batch; nothing waits for the device."""
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * lr_factor
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = self.backward(share, at)
+        if self.run.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.run.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return metrics
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = _DTYPE[self.run.precision]
+        return torch.autocast(self.backend.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _loss(self, model: nn.Module, batch: Batch, at: Progress, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with self._autocast():
+            loss: Loss = self.run.objective(model, batch, at)
+        metrics = {"loss": loss.value.detach(), **loss.metrics}
+        return self.scaler.scale(loss.value * scale), {name: value * scale for name, value in metrics.items()}
+
+    def _all_at_once(self, share: Share, at: Progress) -> dict[str, Tensor]:
+        # The backend averages gradients over the workers; the factor turns that into the mean over all examples.
+        scale = len(share.batch.y) * self.backend.world / share.total
+        value, metrics = self._loss(self.wrapped, share.batch, at, scale)
+        value.backward()
+        self.backend.mean_(self.buffers)
+        return metrics
+
+    def _shard_by_shard(self, share: Share, at: Progress) -> dict[str, Tensor]:
+        """Every logical shard alone, from the same buffers; then one gather and a sum in the order of the shards."""
+        before = [b.clone() for b in self.network.buffers()]
+        rows, names = [], []
+        for shard in _shards(share):
+            torch._foreach_copy_(list(self.network.buffers()), before)
+            value, metrics = self._loss(self.network, shard, at, len(shard.y) / share.total)
+            grads = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
+            names = list(metrics)
+            buffers = [b / self.run.shards for b in self.buffers]
+            rows.append(torch.cat([t.detach().float().flatten() for t in (*grads, *buffers, *metrics.values())]))
+        total, *others = self.backend.gather(torch.stack(rows)).flatten(0, 1).unbind()
+        for row in others:
+            total = total + row
+        parts = iter(total.split([t.numel() for t in (*self.parameters, *self.buffers)] + [1] * len(names)))
+        for p in self.parameters:
+            p.grad = next(parts).view_as(p).clone()
+        for b in self.buffers:
+            b.copy_(next(parts).view_as(b))
+        return {name: next(parts)[0] for name in names}
+
+
+def _shards(share: Share) -> list[Batch]:
+    columns = [column.split(list(share.sizes)) for column in share.batch]
+    return [Batch(*parts) for parts in zip(*columns, strict=True)]

@@ -1,0 +1,14 @@
+"""The one exception that a person is meant to read."""
+
+
+class InputError(Exception):
+    """Something given from outside cannot be used.
+
+    The message is one line that names what is wrong, where, and the remedy. Doors print it without a
+    traceback and exit with status 2; a worker that raises it ends the run without a retry. Not a ValueError: tyro and
+    pydantic take those for their own.
+    """
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient stopped being finite; the message names the step and what to change."""

@@ -1,0 +1,96 @@
+"""What is read from the test set: once at the end of training, and again by `python -m robustscale.evaluate`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from robustscale.attacks.base import attacking
+from robustscale.engine.folder import RunFolder, Weights, publish
+from robustscale.engine.versions import versions
+from robustscale.evaluation.accuracy import classify, exact_float32, judge
+from robustscale.evaluation.result import run_result, write_examples
+from robustscale.evaluation.suite import default_suite, reported, suite_result
+from robustscale.evaluation.words import Attacker
+from robustscale.models.network import build
+from robustscale.noise import Noise
+from robustscale.run import Run
+from robustscale.types import Backend, Loader
+
+Emit = Callable[[dict[str, Any]], None]
+
+NUM_SHOWN = 10
+"""Test images in the gallery: the first ones of the file, whatever becomes of them."""
+
+
+def read_test_set(
+    run: Run, folder: RunFolder, which: Weights, test: Loader, backend: Backend, emit: Emit, seconds: float
+) -> None:
+    """Judge the finished run under its own evaluation attack; writes result.json last, which makes the run finished."""
+    started = time.monotonic()
+    network = build(run.model, folder.spec()).to(backend.device)
+    facts = folder.load_weights(which, network)
+    name, attacker = reported(run)
+    examples = judge(
+        network, test, {name: attacker}, backend, run.seed, expected=torch.arange(test.num_examples), report=emit
+    )
+    if backend.rank == 0:
+        _save_gallery(network, test, name, attacker, run, folder)
+        result = run_result(examples, name, attacker, weights=which, step=facts["step"], epoch=facts["epoch"])
+        held_out = {k: facts[k] for k in ("held_out_sa", "held_out_ra") if k in facts}
+        wall = seconds + time.monotonic() - started
+        more = {"workers": backend.world, "wall_seconds": wall, "versions": versions()}
+        folder.write("result.json", {**result, **held_out, **more})
+    backend.barrier()
+
+
+def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacker, run: Run, folder: RunFolder) -> None:
+    """The first images of the test set, clean and attacked, with what the network sees in them."""
+    batch = next(itertools.islice(test.epoch(0), 1)).batch
+    batch = type(batch)(*(column[:NUM_SHOWN] for column in batch))
+    noise = Noise.of(run.seed, batch.index, "evaluate", name)
+    with attacking(network) as f, exact_float32(batch.x.device):
+        x_adv = attacker.attack(attacker.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
+        with torch.no_grad():
+            predicted, predicted_adv = classify(f, batch.x), classify(f, x_adv)
+    shown: dict[str, Tensor] = {
+        "images": batch.x,
+        "adversarial": x_adv,
+        "labels": batch.y,
+        "predicted": predicted,
+        "predicted_adv": predicted_adv,
+    }
+    publish(folder.gallery, safetensors.torch.save({k: v.contiguous().cpu() for k, v in shown.items()}))
+
+
+def evaluate_run(
+    run: Run, folder: RunFolder, test: Loader, backend: Backend, emit: Emit, options: Mapping[str, Any]
+) -> None:
+    """The suite of attacks on the test set; writes RUN/evaluation/evaluation.json and examples.parquet."""
+    started = time.monotonic()
+    network = build(run.model, folder.spec()).to(backend.device)
+    facts = folder.load_weights(options["weights"], network)
+    suite = default_suite(run, folder.spec(), linf=options["eps_linf"], l2=options["eps_l2"])
+    examples = judge(
+        network, test, suite.attacks, backend, run.seed, expected=torch.arange(test.num_examples), report=emit
+    )
+    if backend.rank == 0:
+        folder.evaluation.mkdir(parents=True, exist_ok=True)
+        write_examples(examples, folder.evaluation / "examples.parquet")
+        result = {
+            **suite_result(examples, suite),
+            "weights": options["weights"],
+            "epoch": facts["epoch"],
+            "step": facts["step"],
+            "workers": backend.world,
+            "wall_seconds": time.monotonic() - started,
+            "versions": versions(),
+        }
+        folder.write("evaluation/evaluation.json", result)
+    backend.barrier()

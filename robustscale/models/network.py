@@ -1,0 +1,54 @@
+"""The whole network of a run: normalisation, then the architecture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robustscale.errors import InputError
+from robustscale.fields import require
+from robustscale.models.normalize import Normalize
+from robustscale.types import DataSpec, Model
+
+
+class Network(nn.Module):
+    """Images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+
+    def __init__(self, normalize: Normalize, body: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.normalize(x))  # type: ignore[no-any-return]
+
+
+def build(model: Model, spec: DataSpec, seed: int = 0) -> Network:
+    """The network with starting weights that are a pure function of (model, spec, seed).
+
+    Every worker gets equal weights, and torch's global generators are left as they were. Raises InputError where
+    the data and the architecture do not fit.
+    """
+    require(spec.classes >= 2, f"data: {spec.classes} classes; a classifier needs at least 2")
+    require(
+        len(spec.mean) == spec.channels,
+        f"data.mean, data.std: {len(spec.mean)} numbers for images of {spec.channels} channels; give one a channel",
+    )
+    with _naming("data"):
+        normalize = Normalize(spec.mean, spec.std)
+    # Weights are drawn on the CPU, so its generator is the only one to keep; manual_seed would reseed CUDA's too.
+    with torch.random.fork_rng(devices=[]), _naming("model"):
+        torch.default_generator.manual_seed(seed)
+        return Network(normalize, model.build(spec))
+
+
+@contextlib.contextmanager
+def _naming(part: str) -> Iterator[None]:
+    """Put the part of the configuration before the field that an InputError names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{part}.{error}") from None

@@ -1,0 +1,35 @@
+"""Adversarial training as a regulariser, with one gradient step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from robustscale.attacks.base import BatchNormMode, Goal, attacking
+from robustscale.attacks.fgsm import FGSM
+from robustscale.fields import require
+from robustscale.losses import cross_entropy
+from robustscale.noise import Noise
+from robustscale.types import Attack, Batch, Loss, Progress
+
+
+@dataclass(frozen=True)
+class FgsmRegularization:
+    """a · CE(f(x), y) + (1 - a) · CE(f(x'), y), x' by FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572)."""
+
+    attack: Attack = FGSM()
+    goal: Goal = Goal()
+    a: float = 0.5
+    batchnorm: BatchNormMode = "eval"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.a < 1, f"a: {self.a!r} is outside [0, 1); it is the share of the clean loss")
+
+    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
+        noise = Noise.of(at.seed, batch.index, "attack", at.step)
+        with attacking(model, self.batchnorm) as f:
+            x_adv = self.attack(self.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
+        natural = cross_entropy(model(batch.x), batch.y).mean()
+        robust = cross_entropy(model(x_adv), batch.y).mean()
+        return Loss(self.a * natural + (1 - self.a) * robust, {"natural": natural.detach(), "robust": robust.detach()})

@@ -1,0 +1,104 @@
+"""`python -m robustscale.pretrain [RECIPE] [options]`: adversarial training on a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from robustscale import cli, recipes
+from robustscale.cli import door
+from robustscale.engine.folder import RunFolder
+from robustscale.errors import InputError
+from robustscale.run import Run, identity
+
+PROG = "python -m robustscale.pretrain"
+DESCRIPTION = """\
+Adversarially trains an image classifier on a Ray cluster: the one it is in (a Ray job, or RAY_ADDRESS), else one that
+it starts on this machine and shuts down again. Without a RECIPE: handwritten digits, two workers, about a minute.
+
+  python -m robustscale.pretrain
+  python -m robustscale.pretrain cifar10 --cluster.workers 8 --objective trades --objective.beta 6
+  python -m robustscale.pretrain --config my.yaml --objective.attack.threat.eps 4/255 --print-config
+  ray job submit --working-dir . -- python -m robustscale.pretrain cifar10
+
+  --config FILE     YAML or JSON: a configuration as --print-config shows it, or `recipe: NAME` and what differs
+  --run-name NAME   the run's folder; the same name goes on from its last checkpoint (default: the recipe's name)
+  --resume [RUN]    go on with the run of this name, or with a run's folder; nothing to go on with is an error
+  --storage DIR     where runs are kept; workers on other nodes must see it too (default: $ROBUSTSCALE_STORAGE, ./runs,
+                    or ~/robustscale-runs inside a Ray job, whose folder is temporary)
+  --print-config    show the configuration and exit
+
+Recipes:
+{recipes}
+
+Every field below can be set. A part that has alternatives is exchanged by its name (--objective trades,
+--model wide_resnet, --objective.attack fgsm, --objective.attack.threat l2, --optimizer adamw, --schedule cosine):
+{choices}
+"""
+
+
+def description() -> str:
+    return DESCRIPTION.format(recipes=cli.recipe_list(), choices=cli.choices())
+
+
+def main() -> int:
+    args = sys.argv[1:]
+    storage = Path(cli.take_option(args, "--storage") or cli.default_storage()).expanduser().resolve()
+    print_config = cli.take_flag(args, "--print-config")
+    resume = cli.take_optional(args, "--resume")
+    if resume is None:
+        run = cli.parse_run(args, PROG, description(), recipes.get("digits"))
+        folder = RunFolder(storage / run.name)
+    else:
+        folder, base = _resumed(resume, args, storage)
+        run = cli.parse_run(args, PROG, description(), base)
+    if print_config:
+        print(cli.as_yaml(run), end="")
+        return 0
+    return _pretrain(run, folder)
+
+
+def _resumed(value: str, args: list[str], storage: Path) -> tuple[RunFolder, Run]:
+    """The folder to go on with, by path or by name, and its own configuration."""
+    recipe = args.pop(0) if args and not args[0].startswith("-") else "digits"
+    name = cli.take_option(args, "--run-name")
+    path = Path(value).expanduser() if "/" in value else storage / (value or name or recipe)
+    folder = RunFolder.existing(path)
+    return folder, folder.run()
+
+
+def _preparing(run: Run, done: int, total: int) -> dict[str, Any]:
+    return {"event": "preparing data", "message": run.data.source, "done": done, "total": total}
+
+
+def _pretrain(run: Run, folder: RunFolder) -> int:
+    from cluster.launch import launch
+    from data_loaders.splits import Splits
+    from data_loaders.write import ensure
+    from robustscale.models.network import build
+    from robustscale.reports.finish import finish_run
+    from robustscale.reports.progress import Display
+
+    if (folder.path / "run.json").exists():
+        before = folder.run()
+        if identity(before) != identity(run):
+            difference = cli.difference(before, run)
+            raise InputError(f"{folder.path}: holds another run ({difference}); take another --run-name")
+        if (folder.path / "result.json").exists():
+            print(f"{folder.path}: this run is finished; take another --run-name for a new one")
+            finish_run(folder)
+            return 0
+    with Display(run.epochs, title=run.name) as display:
+        splits = Splits.of(run, *ensure(run.data, lambda done, total: display.update(_preparing(run, done, total))))
+        spec = splits.spec(run)
+        build(run.model, spec, run.seed)
+        folder.write_run(run)
+        folder.write("data.json", splits.facts(run))
+        launch("pretrain", run, folder, display.update)
+    finish_run(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,1 @@
+"""What people see: progress, tables, pictures and the model card."""

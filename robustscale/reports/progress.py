@@ -1,0 +1,160 @@
+"""How far a run is: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3:05 min or 2:07 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+
+
+class Pace:
+    """Time left at the mean speed since this process first saw the work: a resumed run is not faster for it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.phase: object = None
+        self.done = self.total = self.first = 0
+        self.since = 0.0
+
+    def at(self, phase: object, done: int, total: int) -> None:
+        if phase != self.phase or done < self.done:
+            self.phase, self.since, self.first = phase, self.clock(), done
+        self.done, self.total = done, total
+
+    def share(self) -> str:
+        return f"{100 * self.done // self.total} %" if self.total else ""
+
+    def left(self) -> str | None:
+        if self.done <= self.first or self.done >= self.total:
+            return None
+        seconds = (self.clock() - self.since) / (self.done - self.first) * (self.total - self.done)
+        return f"{duration(seconds)} left"
+
+
+class Display:
+    """Shows the records of a run as they come; a context manager. `update` may be called from several threads.
+
+    It takes the records of metrics.jsonl, {"event": "note", "message"}, and any record with "done" and "total", such
+    as {"event": "judge", "attack", "done", "total"}. An epoch that comes again after a restart is not shown again.
+    """
+
+    def __init__(
+        self,
+        total_epochs: int = 0,
+        total_steps: int | None = None,
+        title: str = "",
+        *,
+        file: TextIO | None = None,
+        interval: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total_epochs, self.total_steps, self.title = total_epochs, total_steps, title
+        self.interval, self.clock = interval, clock
+        self.console = Console(file=file or sys.stdout, highlight=False)
+        self.lock = threading.Lock()
+        self.pace = Pace(clock)
+        self.live: Live | None = None
+        self.label = ""
+        self.figures: list[str] = []
+        self.held_out: list[str] = []
+        self.last_epoch = 0
+        self.last_line = -float("inf")
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(console=self.console, transient=True, get_renderable=self._picture, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        with self.lock:
+            event = record["event"]
+            if event == "step":
+                self._step(record)
+            elif event == "epoch":
+                self._epoch(record)
+            elif "done" in record and "total" in record:
+                self._part(record)
+            else:
+                self._line(str(record.get("message", event)))
+
+    def _step(self, record: Mapping[str, Any]) -> None:
+        total = record.get("total_steps") or self.total_steps or record["step"]
+        self.pace.at("step", record["step"], total)
+        # A step's record counts the epochs finished before it.
+        self.label = f"epoch {min(record['epoch'] + 1, self.total_epochs)}/{self.total_epochs}"
+        formats: dict[str, Callable[[float], str]] = {
+            "loss": lambda v: f"loss {v:.4f}",
+            "lr": lambda v: f"lr {v:.3g}",
+            "images_per_second": lambda v: f"{v:,.0f} images/s",
+            "wait": lambda v: f"waiting for data {100 * v:.0f} %",
+        }
+        shown = [text(record[name]) for name, text in formats.items() if name in record]
+        self.figures = [f"step {record['step']}/{total}", *shown]
+        self._maybe_line()
+
+    def _epoch(self, record: Mapping[str, Any]) -> None:
+        if record["epoch"] <= self.last_epoch:
+            return
+        self.last_epoch = record["epoch"]
+        self.held_out = [f"{name.upper()} {percent(record[name])}" for name in ("sa", "ra") if name in record]
+        held_out = [f"held out: {', '.join(self.held_out)}"] if self.held_out else []
+        loss = [f"loss {record['train_loss']:.4f}"] if "train_loss" in record else []
+        took = [duration(record["seconds"])] if "seconds" in record else []
+        self._line("  ".join([f"epoch {record['epoch']}/{self.total_epochs} done", *loss, *held_out, *took]))
+
+    def _part(self, record: Mapping[str, Any]) -> None:
+        self.pace.at(record["event"], record["done"], record["total"])
+        verb = {"judge": "evaluating"}.get(record["event"], record["event"])
+        self.label = verb
+        self.figures = [str(record[name]) for name in ("attack", "message") if name in record]
+        self._maybe_line(finished=record["done"] == record["total"])
+
+    def _maybe_line(self, finished: bool = False) -> None:
+        if self.live is None and (finished or self.clock() - self.last_line >= self.interval):
+            self.last_line = self.clock()
+            left = self.pace.left()
+            share = [] if self.pace.phase == "step" else [self.pace.share()]
+            self._line("  ".join([" ".join([self.label, *share]), *self.figures, *([left] if left else [])]))
+
+    def _line(self, text: str) -> None:
+        prefix = f"[{self.title}] " if self.title else ""
+        if self.live is not None:
+            self.console.print(Text(prefix + text))
+        else:
+            print(prefix + text, file=self.console.file, flush=True)
+
+    def _picture(self) -> Group:
+        bar = Table.grid(padding=(0, 1))
+        left = self.pace.left() or ""
+        progress = ProgressBar(total=max(self.pace.total, 1), completed=self.pace.done, width=40)
+        bar.add_row(Text(self.title, style="bold"), Text(self.label), progress, Text(self.pace.share()), Text(left))
+        held_out = [f"held out {', '.join(self.held_out)}"] if self.held_out else []
+        return Group(bar, Text("  ".join([*self.figures, *held_out]), style="dim"))

@@ -1,0 +1,91 @@
+"""The figures of a run or an evaluation, for a terminal or a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from robustscale.attacks.base import Goal
+from robustscale.config import decode
+from robustscale.evaluation.words import Attacker, name_of
+from robustscale.reports.figures import source_name
+from robustscale.reports.progress import percent
+from robustscale.run import Run
+from robustscale.types import Attack
+
+Row = tuple[str, str, str]
+
+COLUMNS = ("", "accuracy", "95 % interval")
+BOUND = "RA is an upper bound: a stronger attack can only lower it."
+
+
+def attacker_of(entry: Mapping[str, Any]) -> Attacker:
+    """The attack and goal that a result was written with."""
+    return Attacker(decode(Attack, entry["attack"]), decode(Goal, entry["goal"]))  # type: ignore[type-abstract]
+
+
+def figure_row(name: str, result: Mapping[str, Any], key: str) -> Row:
+    low, high = result[f"{key}_interval"]
+    return name, percent(result[key]), f"{100 * low:.1f} to {percent(high)}"
+
+
+def nonfinite_note(result: Mapping[str, Any]) -> list[str]:
+    count = result["nonfinite"]
+    return [f"{count:,} images met NaN or infinite values; they count as wrong."] if count else []
+
+
+def result_table(run: Run, data: Mapping[str, Any], result: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Print what a run scored on the test set (result.json)."""
+    rows = [
+        figure_row("SA  clean", result, "sa"),
+        figure_row(f"RA  {name_of(attacker_of(result))}", result, "ra"),
+    ]
+    title = f"{run.name}: {source_name(run)} test set, {result['n']:,} images"
+    notes = [f"{result['weights']} weights, epoch {result['epoch']}, step {result['step']}. {BOUND}"]
+    show(title, rows, notes + nonfinite_note(result), file)
+
+
+def evaluation_table(
+    run: Run, data: Mapping[str, Any], evaluation: Mapping[str, Any], file: TextIO | None = None
+) -> None:
+    """Print every figure of an evaluation (evaluation.json)."""
+    swept = {entry["attack"] for entry in evaluation["sweep"]}
+    worst = evaluation["worst"]
+    rows = [figure_row("SA  clean", evaluation, "sa")]
+    rows += [
+        figure_row(f"RA  {name}", entry, "ra") for name, entry in evaluation["attacks"].items() if name not in swept
+    ]
+    rows += [figure_row(f"RA  {entry['attack']}", entry, "ra") for entry in evaluation["sweep"] if entry["attack"]]
+    rows += [figure_row(f"RA  {ball}, worst of {len(entry['attacks'])}", entry, "ra") for ball, entry in worst.items()]
+    title = f"{run.name}: {source_name(run)} test set, {evaluation['n']:,} images"
+    show(title, rows, [*evaluation["notes"], BOUND, *nonfinite_note(evaluation)], file)
+
+
+def show(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO | None = None) -> None:
+    """A drawn table on a terminal; aligned plain text elsewhere, whose lines a log does not break."""
+    file = file or sys.stdout
+    if file.isatty():
+        _show_drawn(title, rows, notes, file)
+        return
+    widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(3)]
+    lines = [title]
+    lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in (COLUMNS, *rows)]
+    lines += [f"  {note}" for note in notes]
+    print("\n".join(lines), file=file, flush=True)
+
+
+def _show_drawn(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=file, highlight=False)
+    console.print(table)
+    for note in notes:
+        console.print(Text(note, style="dim"))

@@ -1,0 +1,193 @@
+"""A Run: everything that determines a training run, frozen, typed, and validated when it is built."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from robustscale.attacks.base import Goal
+from robustscale.attacks.pgd import PGD
+from robustscale.config import encode
+from robustscale.engine.optim import SGD
+from robustscale.engine.schedule import Piecewise
+from robustscale.fields import require
+from robustscale.models.resnet import ResNet
+from robustscale.objectives.pgd_at import PgdAt
+from robustscale.types import Attack, Model, Objective, Optimizer, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    source: str = "digits"
+    """What `python -m robustscale.prepare` accepts: digits, cifar10, folder:PATH, parquet:PATH, ...; or the path of a
+    directory that holds train.beton and test.beton. Written to `root` the first time."""
+    root: str = "~/.cache/robustscale"
+    """Where prepared .beton files are kept; for cluster runs, storage that every node sees or its local disk."""
+    loader: Literal["ffcv", "torch", "resident"] = "ffcv"
+    """ffcv: FFCV's compiled pipeline. torch: a DataLoader over the same file, the fallback. resident: the whole set
+    as uint8 on the device."""
+    augmentation: Literal["none", "pad_crop_flip", "random_resized_crop"] = "none"
+    padding: int = 4
+    """Zero padding of pad_crop_flip, in pixels."""
+    image_size: int | None = None
+    """Side of the square image given to the network; by default the stored size. Other sizes are cut from the
+    centre for evaluation, and by random_resized_crop for training."""
+    held_out: float = 0.1
+    """Share of the training set that is never trained on: selection and early stopping look at it, the test set is
+    read once, at the end."""
+    mean: tuple[float, ...] | Literal["dataset"] = "dataset"
+    """The model's first layer subtracts this, per channel, in [0, 1] pixels; "dataset" computes it on the training
+    part."""
+    std: tuple[float, ...] | Literal["dataset"] = "dataset"
+    workers: int = 1
+    """Loader threads (ffcv) or processes (torch) per training worker."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.held_out < 1, f"held_out: {self.held_out!r} is outside [0, 1); it is a share of all images")
+        require(self.padding >= 0, f"padding: {self.padding} is negative")
+        require(self.image_size is None or self.image_size >= 1, f"image_size: {self.image_size} is below 1")
+        require(self.workers >= 0, f"workers: {self.workers} is negative; it counts loader threads")
+        require(self.std == "dataset" or all(s > 0 for s in self.std), f"std: {self.std!r} must be positive")
+        require(
+            self.mean == "dataset" or self.std == "dataset" or len(self.mean) == len(self.std),
+            f"mean, std: {self.mean!r} and {self.std!r} differ in length; give one number a channel",
+        )
+        require(
+            self.augmentation != "random_resized_crop" or self.image_size is not None,
+            "augmentation: random_resized_crop needs image_size; 224 is usual for ImageNet",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    attack: Attack = PGD(steps=20)
+    """The attack behind the reported RA, on the test set, once, in float32."""
+    goal: Goal = Goal()
+    monitor: Attack = PGD(steps=10)
+    """The attack on the held-out part after each epoch; selection and early stopping go by it."""
+    every: int = 1
+    """Epochs between looks at the held-out part."""
+    batch_size: int = 256
+    """Images a worker evaluates at once."""
+    patience: int | None = None
+    """Stop when held-out RA has not risen for this many looks (Rice et al. 2020); by default never. The weights with
+    the best held-out RA are kept beside the last in any case."""
+    report: Literal["best", "last"] = "best"
+    """Which of them the test set is read with."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"every: {self.every} is below 1; it is in epochs")
+        require(self.batch_size >= 1, f"batch_size: {self.batch_size} is below 1")
+        require(self.patience is None or self.patience >= 1, f"patience: {self.patience} is below 1; none is never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    every_epochs: int = 1
+    every_steps: int | None = None
+    """Also every so many steps, within the epoch."""
+    keep: int = 2
+    """How many of the newest to keep."""
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 1, f"every_epochs: {self.every_epochs} is below 1")
+        require(self.every_steps is None or self.every_steps >= 1, f"every_steps: {self.every_steps} is below 1")
+        require(self.keep >= 1, f"keep: {self.keep} is below 1; without a checkpoint nothing can resume")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    workers: int = 2
+    """Processes of the data-parallel group: one a GPU, or so many on CPUs."""
+    gpu: bool | None = None
+    """Whether each worker takes a GPU; by default, if the cluster has any."""
+    cpus_per_worker: int = 1
+    max_failures: int = 3
+    """Worker failures after which the run gives up; each restart goes on from the last checkpoint."""
+    wait: float = 60.0
+    """Seconds to wait for the cluster to have enough resources."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, f"workers: {self.workers} is below 1")
+        require(self.cpus_per_worker >= 1, f"cpus_per_worker: {self.cpus_per_worker} is below 1")
+        require(self.max_failures >= 0, f"max_failures: {self.max_failures} is negative; 0 gives up at once")
+        require(self.wait >= 0, f"wait: {self.wait!r} is negative; it is in seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    name: str = "run"
+    """The run's folder in the storage; the same name resumes."""
+    data: Data = Data()
+    model: Model = ResNet()
+    objective: Objective = PgdAt()
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Piecewise()
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    cluster: Cluster = Cluster()
+    epochs: int = 200
+    batch_size: int = 128
+    """Images per optimizer step over all workers. An epoch is cut into ceil(n / batch_size) batches whose sizes
+    differ by at most one: every image once an epoch, and no small last batch."""
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of training; evaluation is in float32 without TF32. fp16 scales the loss, and needs a GPU to be of use."""
+    clip: float | None = None
+    """Largest norm of the gradient; by default not clipped."""
+    shards: int = 8
+    """Logical shards of every batch; a multiple of every number of workers the run may have."""
+    reduction: Literal["fast", "deterministic"] = "fast"
+    """fast: a worker computes its shards as one batch, and gradients are all-reduced. deterministic: shard by
+    shard, summed in a fixed order, so that any allowed number of workers ends bitwise equal; BatchNorm then sees a
+    shard at a time."""
+    log_every: int = 10
+    """Steps between progress reports; metrics are reduced over the workers only then."""
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name) is not None,
+            f"name: {self.name!r} will not do; take up to 64 letters, digits, '.', '_' and '-', the first no sign",
+        )
+        require(self.epochs >= 1, f"epochs: {self.epochs} is below 1")
+        require(self.log_every >= 1, f"log_every: {self.log_every} is below 1; it is in steps")
+        require(self.clip is None or self.clip > 0, f"clip: {self.clip!r} is not positive; leave it out for none")
+        workers = self.cluster.workers
+        next_multiple = -(-max(self.shards, 1) // workers) * workers
+        require(
+            self.shards >= 1 and self.shards % workers == 0,
+            f"shards: {self.shards} is not a multiple of the {workers} workers; take {next_multiple}",
+        )
+        require(
+            self.batch_size >= workers,
+            f"batch_size: {self.batch_size} is smaller than the {workers} workers; give each at least one image",
+        )
+        require(
+            self.batch_size >= self.shards,
+            f"batch_size: {self.batch_size} is below the {self.shards} logical shards; lower shards to {workers}",
+        )
+        require(
+            self.reduction == "fast" or self.batch_size >= 2 * self.shards,
+            f"batch_size: {self.batch_size} gives the {self.shards} shards fewer than 2 images each, too few for "
+            "BatchNorm; lower shards or raise batch_size",
+        )
+        require(self.seed >= 0, f"seed: {self.seed} is negative")
+        require(
+            self.evaluation.patience is None or self.data.held_out > 0,
+            "evaluation.patience: early stopping needs a held-out part; set data.held_out to 0.1",
+        )
+
+
+def identity(run: Run) -> dict[str, object]:
+    """The part of a configuration that determines the result: two runs with equal identity are one run.
+
+    Left out: where data lies and how it is loaded, the workers (deterministic reduction ends bitwise equal for any
+    number; fast within rounding and BatchNorm's share), checkpoints, and how often progress is reported.
+    """
+    fields = encode(run)
+    for name in ("name", "cluster", "checkpoints", "log_every"):
+        del fields[name]
+    for name in ("root", "loader", "workers"):
+        del fields["data"][name]
+    return fields  # type: ignore[no-any-return]

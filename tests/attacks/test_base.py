@@ -1,0 +1,179 @@
+"""What attacks share: input gradients, the model's modes while it is attacked, and goals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustscale.attacks.base import BatchNormMode, Goal, attacking, input_gradient
+from robustscale.errors import InputError
+from robustscale.noise import Noise
+from robustscale.testing.contracts import CLASSES, TinyNet, random_batch
+
+
+def noise_of(n: int, seed: int = 0) -> Noise:
+    return Noise.of(seed, torch.arange(n), "attack")
+
+
+def test_input_gradient_is_each_examples_own() -> None:
+    x = random_batch(4, dtype=torch.float64).x
+    grad, values = input_gradient(lambda x: x.flatten(1).pow(3).sum(1), x)
+    torch.testing.assert_close(grad, 3 * x**2)
+    torch.testing.assert_close(values, x.flatten(1).pow(3).sum(1))
+    assert not x.requires_grad and not values.requires_grad
+
+
+def test_input_gradient_works_where_gradients_are_switched_off() -> None:
+    x = random_batch(2).x
+    with torch.no_grad():
+        grad, _ = input_gradient(lambda x: x.flatten(1).sum(1), x)
+    assert torch.equal(grad, torch.ones_like(x))
+
+
+class Dropping(nn.Module):
+    """BatchNorm, dropout and a frozen part: all that a mode touches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.dropout = TinyNet(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.dropout(x))  # type: ignore[no-any-return]
+
+
+def statistics(model: nn.Module) -> list[Tensor]:
+    return [b.clone() for b in model.buffers()]
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch", "train"])
+def test_attacking_restores_every_mode(mode: BatchNormMode) -> None:
+    model = Dropping().train()
+    model.net.bn1.eval()
+    before = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
+    with attacking(model, mode) as f:
+        f(random_batch(4).x)
+    assert [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()] == before
+
+
+def test_attacking_restores_modes_after_an_error() -> None:
+    model = Dropping().train()
+    with pytest.raises(ZeroDivisionError), attacking(model, "batch"):
+        raise ZeroDivisionError
+    assert all(m.training for m in model.modules())
+    assert model.net.bn1.track_running_stats
+
+
+@pytest.mark.parametrize("mode, changes", [("eval", False), ("batch", False), ("train", True)])
+def test_running_statistics_change_only_in_train(mode: BatchNormMode, changes: bool) -> None:
+    model = TinyNet().train()
+    before = statistics(model)
+    with attacking(model, mode) as f:
+        f(random_batch(4).x)
+    assert changes != all(torch.equal(a, b) for a, b in zip(before, statistics(model), strict=True))
+
+
+def test_eval_normalises_by_running_statistics_and_batch_by_the_batchs() -> None:
+    x = random_batch(4).x
+    model = TinyNet().train()
+    with torch.no_grad():
+        with attacking(model, "eval") as f:
+            by_running = f(x)
+        with attacking(model, "batch") as f:
+            by_batch = f(x)
+        assert torch.equal(by_running, TinyNet().eval()(x))
+        assert torch.equal(by_batch, TinyNet().train()(x))
+    assert not torch.allclose(by_running, by_batch)
+
+
+def test_the_wrappers_inside_is_attacked() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    model = TinyNet()
+    with attacking(Wrapper(model)) as f:
+        assert f is model
+
+
+def test_casts_cached_without_a_graph_are_forgotten() -> None:
+    """Else, under autocast, the loss after an attack would give the weights no gradient."""
+    model = nn.Linear(4, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with attacking(model) as f, torch.no_grad():
+            f(torch.ones(1, 4))
+        model(torch.ones(1, 4)).sum().backward()
+    assert model.weight.grad is not None
+
+
+# Goals
+
+
+def logits_of(f: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return f(x)  # type: ignore[no-any-return]
+
+
+def score_of(goal: Goal, n: int = 64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The goal's score on other images than the clean ones, log-probabilities there, and clean logits."""
+    model, batch = TinyNet().eval(), random_batch(n)
+    x_adv = random_batch(n, seed=1).x
+    score = goal.score(model, batch.x, batch.y, noise_of(n, seed))
+    with torch.no_grad():
+        return score(x_adv), model(x_adv).log_softmax(1), logits_of(model, batch.x)
+
+
+def test_true_label() -> None:
+    score, log_p, _ = score_of(Goal())
+    torch.testing.assert_close(score, -log_p.gather(1, random_batch(64).y[:, None])[:, 0])
+
+
+def test_predicted_label_is_the_clean_images() -> None:
+    score, log_p, clean = score_of(Goal("predicted"))
+    torch.testing.assert_close(score, -log_p.gather(1, clean.argmax(1)[:, None])[:, 0])
+
+
+def test_least_likely_target_is_the_clean_images() -> None:
+    score, log_p, clean = score_of(Goal(target="least_likely"))
+    torch.testing.assert_close(score, log_p.gather(1, clean.argmin(1)[:, None])[:, 0])
+
+
+def test_numbered_target() -> None:
+    score, log_p, _ = score_of(Goal(target=3))
+    torch.testing.assert_close(score, log_p[:, 3])
+
+
+@pytest.mark.parametrize("label", ["true", "predicted"])
+def test_random_target_is_any_class_but_the_label(label: str) -> None:
+    n = 2000
+    goal = Goal(label, target="random")  # type: ignore[arg-type]
+    score, log_p, clean = score_of(goal, n)
+    target = (log_p - score[:, None]).abs().argmin(1)
+    own = random_batch(n).y if label == "true" else clean.argmax(1)
+    assert (target != own).all()
+    shift = torch.bincount((target - own) % CLASSES, minlength=CLASSES)
+    assert shift[0] == 0 and (shift[1:] > n / (CLASSES - 1) / 2).all()
+    assert not torch.equal(score, score_of(goal, n, seed=1)[0])
+
+
+@pytest.mark.parametrize(
+    "goal, forwards", [(Goal(), 0), (Goal(target=1), 0), (Goal("predicted"), 1), (Goal(target="random"), 1)], ids=str
+)
+def test_a_goal_looks_at_the_clean_image_only_if_it_must(goal: Goal, forwards: int) -> None:
+    calls = []
+
+    def f(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x.flatten(1)[:, :CLASSES]
+
+    batch = random_batch(2)
+    goal.score(f, batch.x, batch.y, noise_of(2))
+    assert len(calls) == forwards
+
+
+@pytest.mark.parametrize("target", [-1, -100])
+def test_a_negative_class_is_refused(target: int) -> None:
+    """-100 is cross_entropy's mark for examples to leave out: an attack that does nothing."""
+    with pytest.raises(InputError, match="target"):
+        Goal(target=target)

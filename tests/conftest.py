@@ -1,0 +1,39 @@
+"""What holds for the whole test session: one thread, a home of its own, and no GPU test without a GPU."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports torch, and inherited by every process that a test starts. Thread pools on a shared machine
+# slow each other down, and sums in another order differ in the last bit.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+# A slow machine is no failure (deadline), and a failure is the same one on the next run (derandomize).
+settings.register_profile("robustscale", deadline=None, derandomize=True, database=None)
+settings.load_profile("robustscale")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives the session a HOME of its own: Ray writes an auth token there, and data sets are kept there by default."""
+    home = tempfile.TemporaryDirectory(prefix="robustscale-home-")
+    config.add_cleanup(home.cleanup)
+    os.environ["HOME"] = home.name
+    # Kept from session to session, as matplotlib takes seconds to list the fonts.
+    os.environ["MPLCONFIGDIR"] = str(config.rootpath / ".pytest_cache" / "matplotlib")
+    for variable in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "XDG_CACHE_HOME"):
+        os.environ.pop(variable, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))

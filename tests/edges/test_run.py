@@ -1,0 +1,133 @@
+"""A whole run under a real Ray cluster, from one command: what it leaves behind, resuming, and evaluating it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from robustscale.engine.callbacks.log import read_lines
+from robustscale.engine.folder import RunFolder
+from tests.edges.conftest import ROOT, SMALL, Command
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_head: dict[str, str], storage: Path) -> tuple[RunFolder, str]:
+    """A small run on the digits, with what it printed."""
+    args = [*SMALL, "--storage", str(storage), "--run-name", "one", "--data.root", ray_head["TEST_CACHE"]]
+    done = subprocess.run(
+        [sys.executable, "-m", "robustscale.pretrain", *args],
+        cwd=ROOT,
+        env=ray_head,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunFolder(storage / "one"), done.stdout
+
+
+def test_a_run_leaves_everything_it_promises(finished: tuple[RunFolder, str]) -> None:
+    folder, printed = finished
+    assert str(folder.path) in printed
+    assert folder.run().epochs == 2
+    result = folder.read("result.json")
+    assert result["n"] == 360
+    assert 0 <= result["ra"] <= result["sa"] <= 1
+    data = folder.read("data.json")
+    assert data["held_out"] + 1293 == 1437 and len(data["train"]["fingerprint"]) == 64
+    events = {record["event"] for record in read_lines(folder)}
+    assert events == {"step", "epoch"}
+    for picture in ("curves.png", "examples.png"):
+        with Image.open(folder.path / picture) as image:
+            assert min(image.size) > 300
+    card = (folder.path / "README.md").read_text()
+    figures = (f"{100 * result['sa']:.1f}", f"{100 * result['ra']:.1f}")
+    for fact in (data["test"]["fingerprint"], *figures, "robustscale.evaluate"):
+        assert fact in card
+    assert list(folder.tensorboard.glob("events.out.tfevents.*"))
+    assert folder.network("best") is not None
+    assert folder.network("last") is not None
+    assert list(folder.checkpoints.glob("step-*/MANIFEST.json"))
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    finished: tuple[RunFolder, str], command: Command, ray_head: dict[str, str]
+) -> None:
+    folder, _ = finished
+    before = (folder.path / "result.json").stat().st_mtime_ns
+    done = command("robustscale.pretrain", "--resume", folder.path, env=ray_head)
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert (folder.path / "result.json").stat().st_mtime_ns == before
+
+
+def test_the_same_name_with_another_configuration_is_refused(
+    finished: tuple[RunFolder, str], command: Command, ray_head: dict[str, str], storage: Path
+) -> None:
+    done = command("robustscale.pretrain", *SMALL, "--storage", storage, "--run-name", "one", "--seed", 7, env=ray_head)
+    assert done.returncode == 2
+    assert done.stdout.count("\n") == 1 and "seed: 0 there, 7 now" in done.stdout
+
+
+def test_evaluation_counts_every_image_once_whatever_the_workers(
+    finished: tuple[RunFolder, str], command: Command, ray_head: dict[str, str]
+) -> None:
+    folder, _ = finished
+    tables = []
+    for workers in (1, 3):
+        done = command("robustscale.evaluate", folder.path, "--workers", workers, env=ray_head)
+        assert done.returncode == 0, done.stdout
+        tables.append(pq.read_table(folder.evaluation / "examples.parquet"))
+        assert tables[-1]["index"].to_pylist() == list(range(360))
+    assert tables[0].equals(tables[1])
+    evaluation = folder.read("evaluation/evaluation.json")
+    assert {a["attack"]["name"] for a in evaluation["attacks"].values()} == {"fgsm", "pgd"}
+    assert {a["attack"]["threat"]["name"] for a in evaluation["attacks"].values()} == {"linf", "l2"}
+    assert evaluation["attacks"][evaluation["reported"]]["ra"] == folder.read("result.json")["ra"]
+    with Image.open(folder.evaluation / "eps_curve.png") as image:
+        assert min(image.size) > 300
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_killed_driver_loses_nothing(ray_head: dict[str, str], storage: Path, command: Command) -> None:
+    """SIGKILL to the driver once a checkpoint is there; the same command goes on and ends as the uninterrupted run."""
+    args = [*SMALL, "--storage", storage, "--data.root", ray_head["TEST_CACHE"]]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "robustscale.pretrain", *map(str, args), "--run-name", "two"],
+        cwd=ROOT,
+        env=ray_head,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    folder = RunFolder(storage / "two")
+    deadline = time.monotonic() + 120
+    while not list(folder.checkpoints.glob("step-*")) and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait(10)
+    assert not (folder.path / "result.json").exists(), "the run was over before it could be killed"
+    done = command("robustscale.pretrain", *args, "--run-name", "two", env=ray_head)
+    assert done.returncode == 0, done.stdout
+    assert "resumed at step" in done.stdout
+    assert folder.weights_path("last").read_bytes() == RunFolder(storage / "one").weights_path("last").read_bytes()
+    steps = [record["step"] for record in read_lines(folder) if record["event"] == "step"]
+    assert steps == sorted(set(steps)), "each record is there once"
+    one = RunFolder(storage / "one").read("result.json")
+    two = json.loads((folder.path / "result.json").read_text())
+    assert (one["sa"], one["ra"], one["epoch"]) == (two["sa"], two["ra"], two["epoch"])

@@ -1,0 +1,98 @@
+"""A small run on real digits, without files or a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from data_loaders.order import Order
+from robustscale.attacks.pgd import PGD
+from robustscale.config import override
+from robustscale.engine.backend import LocalBackend
+from robustscale.engine.callback import Callback
+from robustscale.engine.optim import SGD
+from robustscale.engine.trainer import Trainer
+from robustscale.models.network import build
+from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.objectives.pgd_at import PgdAt
+from robustscale.run import Run
+from robustscale.threat import Linf
+from robustscale.types import Backend, Batch, DataSpec, Share
+
+SPEC = DataSpec(channels=1, height=8, width=8, classes=10, mean=(0.3,), std=(0.37,))
+
+
+class MemoryLoader:
+    """The loaders' contract over tensors in memory."""
+
+    def __init__(self, run: Run, rank: int, world: int, num_examples: int = 120) -> None:
+        digits = load_digits()
+        self.x = torch.from_numpy(digits.images[:num_examples]).float()[:, None] / 16
+        self.y = torch.from_numpy(digits.target[:num_examples]).long()
+        indices = np.arange(num_examples)
+        self.order = Order(indices, run.batch_size, run.shards, rank, world, run.seed, shuffle=True)
+        self.num_examples, self.num_batches = num_examples, self.order.num_batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Share]:
+        for cut in self.order.epoch(epoch, start):
+            index = torch.from_numpy(cut.rows)
+            yield Share(Batch(self.x[index], self.y[index], index), cut.sizes, cut.total)
+
+
+def small_run(**changes: Any) -> Run:
+    """PGD-3 on a network with BatchNorm; changes are nested JSON, as in YAML."""
+    run = Run(
+        objective=PgdAt(attack=PGD(Linf(0.1), steps=3)),
+        model=ResNetCifar(depth=8, base=4),
+        optimizer=SGD(lr=0.05),
+        epochs=2,
+        batch_size=40,
+        log_every=1,
+    )
+    return override(run, changes)
+
+
+class Trace(Callback):
+    """Every step's metrics."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.reported:
+            self.losses.append(trainer.record["loss"])
+
+
+def train(
+    run: Run, backend: Backend | None = None, root: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> tuple[list[float], dict[str, Tensor], Trainer]:
+    """(loss at every step, final state, trainer)."""
+    backend = backend or LocalBackend()
+    trace = Trace()
+    every: list[Callback] = [trace, *callbacks]
+    if root is not None:
+        from robustscale.engine.callbacks.checkpointing import Checkpointing
+        from robustscale.engine.checkpoint import Store
+
+        every.append(Checkpointing(run, Store(root, run.checkpoints.keep), lambda record: None))
+    network = build(run.model, SPEC, run.seed)
+    trainer = Trainer(run, network, MemoryLoader(run, backend.rank, backend.world), backend, every)
+    trainer.fit()
+    return trace.losses, {k: v.clone() for k, v in trainer.network.state_dict().items()}, trainer
+
+
+def train_rank(rank: int, run: Run, world: int) -> tuple[list[float], dict[str, Tensor]]:
+    """For `run_ranks`: one rank of a group, with the backend that runs use."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the group is there already; Accelerate only looks
+    from cluster.ddp_backend import DdpBackend
+
+    losses, state, _trainer = train(run, DdpBackend(cpu=True))
+    return losses, state

@@ -1,0 +1,121 @@
+"""The loop: the same seed, any number of workers, and any moment of resuming give the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustscale.engine.callback import Callback
+from robustscale.engine.step import TrainStep
+from robustscale.engine.trainer import Trainer
+from robustscale.errors import Diverged
+from robustscale.testing.gloo import run_ranks
+from tests.engine.small import small_run, train, train_rank
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_same_seed_twice_is_the_same_run_and_another_seed_is_not() -> None:
+    first, second = train(small_run()), train(small_run())
+    assert first[0] == second[0]
+    assert same(first[1], second[1])
+    assert train(small_run(seed=1))[0] != first[0]
+
+
+def test_loss_falls() -> None:
+    losses, _, _ = train(small_run(epochs=12, optimizer={"lr": 0.1}))
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "objective", ["pgd_at", "trades", "adversarial_regularization", "fgsm_regularization", "natural"]
+)
+def test_golden_trace(objective: str) -> None:
+    """A refactor must not change a trace. 1e-3: rounding differs between processors, and PGD's sign amplifies it."""
+    attack = {} if objective == "natural" else {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
+    run = small_run(objective={"name": objective, **attack})
+    losses, _, _ = train(run)
+    golden = json.loads((GOLDEN / f"{objective}.json").read_text())
+    assert losses == pytest.approx(golden, rel=1e-3)
+
+
+def test_deterministic_reduction_is_bitwise_equal_for_1_2_and_4_workers() -> None:
+    run = small_run(reduction="deterministic", shards=4, cluster={"workers": 1})
+    losses, state, _ = train(run)
+    for world in (2, 4):
+        for rank_losses, rank_state in run_ranks(train_rank, world, run, world):
+            assert rank_losses == losses
+            assert same(rank_state, state)
+
+
+@pytest.mark.parametrize(
+    "model, tolerance", [({"name": "basic"}, 1e-4), ({"name": "resnet_cifar", "depth": 8, "base": 4}, 0.05)]
+)
+def test_one_and_two_workers_agree(model: dict[str, object], tolerance: float) -> None:
+    """Without BatchNorm they differ by rounding, which PGD's sign amplifies; with it, by each worker's statistics."""
+    run = small_run(model=model)
+    losses, _, _ = train(run)
+    ranks = run_ranks(train_rank, 2, run, 2)
+    assert ranks[0][0] == pytest.approx(losses, rel=tolerance)
+    assert ranks[0][0] == ranks[1][0]
+    assert same(ranks[0][1], ranks[1][1]), "workers must hold equal weights and equal buffers after every step"
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("reduction", ["fast", "deterministic"])
+def test_resume_anywhere_is_bitwise_the_uninterrupted_run(optimizer: str, reduction: str, tmp_path: Path) -> None:
+    run = small_run(optimizer={"name": optimizer}, reduction=reduction, checkpoints={"every_steps": 1})
+    losses, state, _ = train(run)
+    for stop in (1, 3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train(run, root=tmp_path / str(stop), callbacks=[StopAt(stop)])
+        rest, resumed, trainer = train(run, root=tmp_path / str(stop))
+        assert trainer.step == 6
+        assert losses[-len(rest) :] == rest
+        assert len(rest) <= 6 - stop + 1
+        assert same(resumed, state)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_and_keeps_float32_weights(precision: str, tmp_path: Path) -> None:
+    run = small_run(precision=precision, clip=1.0, checkpoints={"every_steps": 2})
+    losses, state, trainer = train(run, root=tmp_path)
+    reference, _, _ = train(small_run(clip=1.0))
+    assert losses == pytest.approx(reference, rel=0.1)
+    assert losses != reference
+    assert all(v.dtype in (torch.float32, torch.int64) for v in state.values())
+    assert trainer.train_step.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_clipping_bounds_the_step() -> None:
+    run = small_run(clip=1e-3, optimizer={"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}, epochs=1)
+    trainer = train(small_run(epochs=1))[2]
+    step = TrainStep(run, trainer.network, trainer.backend)
+    before = [p.detach().clone() for p in step.parameters]
+    share = next(trainer.loader.epoch(0))
+    from robustscale.types import Progress
+
+    step(share, Progress(0, 0, 0, 1), 1.0)
+    moved = torch.stack([(p.detach() - b).norm() for p, b in zip(step.parameters, before, strict=True)]).norm()
+    assert 0.5e-3 < float(moved) <= 1e-3 * 1.001
+
+
+def test_divergence_names_the_step_and_the_remedy() -> None:
+    with pytest.raises(Diverged, match=r"step \d+: .* lower optimizer.lr"):
+        train(small_run(optimizer={"lr": 1e18}, epochs=20))

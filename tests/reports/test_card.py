@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import io
+import os
+import pty
+from typing import Any
+
+import pytest
+import torch
+
+from robustscale.attacks.base import Goal
+from robustscale.attacks.pgd import PGD
+from robustscale.evaluation.accuracy import NONFINITE, Examples
+from robustscale.evaluation.result import run_result
+from robustscale.evaluation.suite import default_suite, reported, suite_result
+from robustscale.objectives.natural import Natural
+from robustscale.objectives.trades import Trades
+from robustscale.reports.card import model_card, threat_sentence
+from robustscale.reports.tables import evaluation_table, result_table
+from robustscale.run import Data, Evaluation, Run
+from robustscale.threat import L2, Linf, Threat
+from robustscale.types import DataSpec
+
+SPEC = DataSpec(1, 8, 8, 10, (0.3,), (0.3,))
+DATA: dict[str, Any] = {
+    "spec": SPEC._asdict(),
+    "classes": [f"class {i}" for i in range(10)],
+    "train": {"path": "train.beton", "num_examples": 1437, "fingerprint": "ab" * 32},
+    "test": {"path": "test.beton", "num_examples": 360, "fingerprint": "cd" * 32},
+    "held_out": 144,
+}
+VERSIONS = {"robustscale": "0.1.0", "torch": "2.13.0", "ray": "2.60.0", "gpu": "8 x NVIDIA H200", "cpu": "EPYC | 9"}
+
+
+def examples(names: list[str], broken: int = 0) -> Examples:
+    """SA is 90 %; the k-th attack breaks one image in 5 - k."""
+    index = torch.arange(360)
+    label = index % 10
+    clean = torch.where(label == 9, 0, label)
+    clean[:broken] = NONFINITE
+    attacked = {name: torch.where(index % max(5 - k, 2) == 0, (label + 1) % 10, clean) for k, name in enumerate(names)}
+    return Examples(index, label, clean, attacked)
+
+
+def result_of(run: Run, weights: str = "best", broken: int = 0) -> dict[str, Any]:
+    name, attacker = reported(run)
+    found = run_result(examples([name], broken), name, attacker, weights=weights, step=120, epoch=12)
+    return {**found, "held_out_sa": 0.961, "held_out_ra": 0.702, "workers": 8}
+
+
+def card(run: Run, **changes: Any) -> str:
+    result = result_of(run, **{k: v for k, v in changes.items() if k in ("weights", "broken")})
+    data = {**DATA, **{k: v for k, v in changes.items() if k == "held_out"}}
+    return model_card(run, data, result, VERSIONS, 7384, "runs/digits")
+
+
+def test_card_names_every_figure() -> None:
+    run = Run(name="digits", seed=41, epochs=30, objective=Trades(), data=Data(source="parquet:/data/birds"))
+    text = card(run)
+    for expected in (
+        "# digits", "90.0 %", "86.5 to 92.7 %", "70.0 %", "65.1 to 74.5 %", "360 images", "1,437", "ab" * 32, "cd" * 32,
+        "8/255", "`trades`", "beta=6.0", "arxiv.org/abs/1901.08573", "`pgd-10 linf 8/255`", "`pgd-20 linf 8/255`",
+        "start=gaussian", "Seed: 41", "144 training images", "epoch 12 of 30", "step 120", "SA 96.1 %, RA 70.2 %",
+        "The test set was read once", "2:03 h on 8 workers", "8 x NVIDIA H200", "2.13.0", "birds", "8 x 8", "class 9",
+        "python -m robustscale.evaluate runs/digits ", "python -m robustscale.export runs/digits --format onnx",
+        "python -m robustscale.pretrain --resume runs/digits", "--config runs/digits/run.json", "upper bound",
+        "not AutoAttack",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "not finite" not in text
+    assert "{" not in text.replace("```", "")
+
+
+def test_card_says_what_is_missing() -> None:
+    run = Run(
+        objective=Natural(), data=Data(held_out=0.0), evaluation=Evaluation(attack=PGD(L2(0.5)), goal=Goal("predicted"))
+    )
+    text = card(run, weights="last", held_out=0, broken=40)
+    for expected in (
+        "Training attack: none", "Nothing was held out", "robust overfitting",
+        "40 images met values that are not finite", "`pgd-10 l2 0.5 label=predicted`", "Euclidean length",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def test_tables_of_the_card_are_whole() -> None:
+    """A cell with a bar would add a column."""
+    rows = [line.replace("\\|", "") for line in card(Run()).splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {3, 4}
+    assert any("EPYC " in row and row.count("|") == 3 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "threat, words",
+    [
+        (Linf(8 / 255), "every pixel value of an image by at most 8/255"),
+        (Linf(0.031), "7.91 of 255"),
+        (L2(1.0), "at most 1 in Euclid"),
+    ],
+)
+def test_threats_in_words(threat: Threat, words: str) -> None:
+    assert words in threat_sentence(threat)
+
+
+def test_result_as_plain_text() -> None:
+    out = io.StringIO()
+    result_table(Run(name="digits"), DATA, result_of(Run(), broken=40), file=out)
+    text = out.getvalue()
+    assert text.splitlines()[0] == "digits: digits test set, 360 images"
+    assert "\x1b" not in text
+    for expected in ("SA  clean", "RA  pgd-20 linf 8/255", "best weights, epoch 12, step 120", "40 images met"):
+        assert expected in text, expected
+    assert {line.index("%") for line in text.splitlines() if "RA  " in line or "SA  " in line} == {
+        text.splitlines()[2].index("%")
+    }
+
+
+def test_evaluation_as_plain_text_has_every_attack_once() -> None:
+    suite = default_suite(Run(), SPEC)
+    evaluation = suite_result(examples(list(suite.attacks)), suite)
+    out = io.StringIO()
+    evaluation_table(Run(), DATA, evaluation, file=out)
+    for name in suite.attacks:
+        assert out.getvalue().count(f"RA  {name} ") == 1, name
+    assert "linf 8/255, worst of 2" in out.getvalue()
+    assert all(note in out.getvalue() for note in suite.notes)
+
+
+def test_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as out:
+        result_table(Run(name="digits"), DATA, result_of(Run()), file=out)
+        text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "┃" in text
+    assert "pgd-20 linf 8/255" in text

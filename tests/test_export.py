@@ -1,0 +1,185 @@
+"""Exports compute what the run's network computes, or do not exist."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustscale import export
+from robustscale.engine.folder import RunFolder
+from robustscale.errors import InputError
+from robustscale.models import model_file
+from robustscale.models.network import Network, build
+from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.run import Run
+from robustscale.types import DataSpec
+
+MODEL = ResNetCifar(8, base=4)
+SPEC = DataSpec(1, 8, 8, 10, (0.3,), (0.2,))
+
+
+@pytest.fixture
+def network() -> Network:
+    network = build(MODEL, SPEC, seed=5)
+    network(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))  # moves BatchNorm's running statistics
+    return network
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: Network) -> RunFolder:
+    folder = RunFolder(tmp_path / "digits")
+    folder.write_run(Run(name="digits", model=MODEL))
+    folder.write("data.json", {"spec": SPEC._asdict()})
+    folder.save_weights("best", network)
+    folder.save_weights("last", build(MODEL, SPEC, seed=6))
+    return folder
+
+
+def run(network: nn.Module, to: export.Format, path: Path, x: Tensor) -> Tensor:
+    """Read a file without the project's own code for it, where that is possible."""
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        result: Tensor = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+    elif to == "torchscript":
+        result = torch.jit.load(str(path))(x)
+    else:
+        result = model_file.load(path)(x)
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
+def test_an_export_takes_plain_images_in_any_number(network: Network, to: export.Format, tmp_path: Path) -> None:
+    output = tmp_path / "made" / f"net.{to}"
+    assert 0 <= export.export_network(network, MODEL, SPEC, to, output) <= export.TOLERANCE
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    for size in (1, 2, 9):
+        x = torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(size))
+        with torch.no_grad():
+            torch.testing.assert_close(run(network, to, output, x), network(x), atol=1e-5, rtol=0)
+
+
+class _Branching(nn.Module):
+    """Tracing sees one side of the branch only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.flatten(1)[:, :10]
+        return features if bool(x.sum() > 0) else -features
+
+
+class _TwoImages(nn.Module):
+    """Tracing freezes the number of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10].reshape(int(x.shape[0]), 10) * torch.ones(int(x.shape[0]), 1)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [(_Branching(), "logits differ by"), (_TwoImages(), "cannot be written as torchscript")],
+    ids=["branch", "batch"],
+)
+def test_an_export_that_differs_is_not_left_behind(wrong: nn.Module, message: str, tmp_path: Path) -> None:
+    output = tmp_path / "net.pt"
+    output.write_text("an earlier export")
+    with pytest.raises(InputError, match=message) as error:
+        export.export_network(wrong, MODEL, SPEC, "torchscript", output)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+    assert output.read_text() == "an earlier export"
+
+
+def test_the_difference_is_the_largest_logit_and_never_hides_nan(network: Network) -> None:
+    network.eval()
+
+    def shifted(by: float) -> Any:
+        def exported(x: Tensor) -> Tensor:
+            logits: Tensor = network(x).clone()
+            logits[-1, 3] += by
+            return logits
+
+        return exported
+
+    assert export.largest_difference(network, shifted(0.0), SPEC) == 0
+    assert 1e-3 < export.largest_difference(network, shifted(0.01), SPEC) <= 0.011
+    assert export.largest_difference(network, shifted(float("nan")), SPEC) == float("inf")
+    assert export.largest_difference(network, lambda x: network(x)[:, :3], SPEC) == float("inf")
+    broken = build(MODEL, SPEC)
+    broken.normalize.std.fill_(float("nan"))
+    assert export.largest_difference(broken.eval(), network, SPEC) == float("inf")
+
+
+def test_a_missing_package_is_named_with_the_remedy(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"onnxscript; pip install 'robustscale\[export\]'"):
+        export.export_network(network, MODEL, SPEC, "onnx", tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused(network: Network, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for output in (tmp_path / "file" / "net.safetensors", tmp_path / "folder"):
+        with pytest.raises(InputError, match="cannot be written"):
+            export.export_network(network, MODEL, SPEC, "safetensors", output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_command_exports_the_best_weights(folder: RunFolder) -> None:
+    command = [sys.executable, "-W", "error", "-m", "robustscale.export", str(folder.path), "--format", "safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = folder.path / "export" / "best.safetensors"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(output) in done.stdout
+    assert "largest difference of a logit 0.0e+00" in done.stdout
+    assert_first_weights(output, build(MODEL, SPEC, seed=5))
+
+
+def test_the_command_exports_what_was_asked_for(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "chosen"
+    options = ["--format", "safetensors", "--weights", "last", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["export", str(folder.path), *options])
+    export.main()
+    assert_first_weights(output, build(MODEL, SPEC, seed=6))
+
+
+def assert_first_weights(path: Path, network: Network) -> None:
+    name = "body.conv1.weight"
+    assert torch.equal(model_file.load(path).state_dict()[name], network.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--format", "onnx"], "has no best weights yet"),
+        (["--format", "onx"], "--format"),
+        ([], "--format"),
+        (["--format", "onnx", "--weights", "worst"], "--weights"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    folder: RunFolder, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.weights_path("best").unlink()
+    monkeypatch.setattr(sys, "argv", ["export", str(folder.path), *options])
+    with pytest.raises(InputError) as error:
+        export.main()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), "--format", "onnx"])
+    with pytest.raises(InputError, match="not a run's folder"):
+        export.main()
