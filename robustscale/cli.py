@@ -36,8 +36,12 @@ def door(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: training diverged: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader left, as `| head` does; without this, flushing at exit would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Run:

@@ -10,7 +10,7 @@ from robustscale import cli, recipes
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
-from robustscale.run import Run, identity
+from robustscale.run import Run, identity, require_fit
 
 PROG = "python -m robustscale.pretrain"
 DESCRIPTION = """\
@@ -73,12 +73,7 @@ def _preparing(run: Run, done: int, total: int) -> dict[str, Any]:
 
 
 def _pretrain(run: Run, folder: RunFolder) -> int:
-    from cluster.launch import launch
-    from data_loaders.splits import Splits
-    from data_loaders.write import ensure
-    from robustscale.models.network import build
-    from robustscale.reports.finish import finish_run
-    from robustscale.reports.progress import Display
+    from robustscale.reports.finish import finish_run, show_result
 
     if (folder.path / "run.json").exists():
         before = folder.run()
@@ -87,17 +82,33 @@ def _pretrain(run: Run, folder: RunFolder) -> int:
             raise InputError(f"{folder.path}: holds another run ({difference}); take another --run-name")
         if (folder.path / "result.json").exists():
             print(f"{folder.path}: this run is finished; take another --run-name for a new one")
-            finish_run(folder)
+            if not (folder.path / "README.md").exists():
+                finish_run(folder)
+            show_result(folder)
             return 0
+    with folder.locked():
+        _train(run, folder)
+        finish_run(folder)
+    show_result(folder)
+    return 0
+
+
+def _train(run: Run, folder: RunFolder) -> None:
+    """What can be found wrong is found before Ray starts."""
+    from cluster.launch import launch
+    from data_loaders.splits import Splits
+    from data_loaders.write import ensure
+    from robustscale.models.network import build
+    from robustscale.reports.progress import Display
+
     with Display(run.epochs, title=run.name) as display:
         splits = Splits.of(run, *ensure(run.data, lambda done, total: display.update(_preparing(run, done, total))))
         spec = splits.spec(run)
+        require_fit(run, spec)
         build(run.model, spec, run.seed)
         folder.write_run(run)
         folder.write("data.json", splits.facts(run))
         launch("pretrain", run, folder, display.update)
-    finish_run(folder)
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from robustscale.engine.schedule import Piecewise
 from robustscale.fields import require
 from robustscale.models.resnet import ResNet
 from robustscale.objectives.pgd_at import PgdAt
-from robustscale.types import Attack, Model, Objective, Optimizer, Schedule
+from robustscale.types import Attack, DataSpec, Model, Objective, Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,16 @@ class Run:
         require(
             self.evaluation.patience is None or self.data.held_out > 0,
             "evaluation.patience: early stopping needs a held-out part; set data.held_out to 0.1",
+        )
+
+
+def require_fit(run: Run, data: DataSpec) -> None:
+    """Raise InputError where the run asks for what its data does not have."""
+    goals = {"evaluation.goal": run.evaluation.goal, "objective.goal": getattr(run.objective, "goal", Goal())}
+    for path, goal in goals.items():
+        require(
+            not isinstance(goal.target, int) or goal.target < data.classes,
+            f"{path}.target: {goal.target} is not one of the {data.classes} classes; the last is {data.classes - 1}",
         )
 
 

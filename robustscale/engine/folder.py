@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +54,31 @@ class RunFolder:
     def write(self, name: str, value: Any) -> None:
         publish(self.path / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """For whoever trains the run. The lock goes with its process, however that ends."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: in training by another process; take another --run-name") from None
+            yield
+
     def run(self) -> Run:
         return decode(Run, self.read("run.json"))
 
     def spec(self) -> DataSpec:
-        fields = self.read("data.json")["spec"]
-        return DataSpec(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        data = self.read("data.json")
+        try:
+            fields = dict(data["spec"])
+            return DataSpec(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{self.path / 'data.json'}: not what pretrain writes; restore it from a copy") from None
 
     def write_run(self, run: Run) -> None:
         self.write("run.json", encode(run))
@@ -103,5 +125,8 @@ def publish(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        reason = f"cannot be written ({error.strerror or error})"
-        raise InputError(f"{path}: {reason}; free space or choose another --storage") from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another --storage")

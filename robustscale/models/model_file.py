@@ -42,7 +42,7 @@ def load(path: Path) -> Network:
         network.load_state_dict(tensors)
     except KeyError as error:
         raise InputError(f"{path}: has no {error} in its metadata; write it with --format safetensors") from None
-    except (ValueError, RuntimeError) as error:
+    except (InputError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: does not describe its own network ({reason}); export it anew") from None
     return network.eval()

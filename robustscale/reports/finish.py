@@ -18,7 +18,7 @@ from robustscale.reports.tables import attacker_of, evaluation_table, result_tab
 
 
 def finish_run(folder: RunFolder) -> None:
-    """Draw curves.png and examples.png and write README.md; print the table. Safe to repeat."""
+    """Draw curves.png and examples.png, then write README.md. Safe to repeat."""
     run, data, result = folder.run(), folder.read("data.json"), folder.read("result.json")
     about, attack = f"{run.name}: {source_name(run)}", name_of(attacker_of(result))
     monitor = name_of(Attacker(run.evaluation.monitor, run.evaluation.goal))
@@ -28,7 +28,11 @@ def finish_run(folder: RunFolder) -> None:
     draw_gallery(**shown, classes=data["classes"], path=folder.path / "examples.png", title=title)
     card = model_card(run, data, result, result["versions"], result["wall_seconds"], str(folder.path))
     publish(folder.path / "README.md", card.encode())
-    result_table(run, data, result)
+
+
+def show_result(folder: RunFolder) -> None:
+    """Print the table of a finished run, and where it lies."""
+    result_table(folder.run(), folder.read("data.json"), folder.read("result.json"))
     print(f"\n{folder.path}/")
 
 

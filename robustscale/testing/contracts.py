@@ -278,7 +278,7 @@ def ddp_gradients(rank: int, objectives: dict[str, Objective], batch: Batch) -> 
     found = {}
     for name, objective in objectives.items():
         model = DistributedDataParallel(TinyNet().double().train())
-        # BatchNorm's running statistics stay each worker's own. Set here: the argument's name differs from torch 2.13 on.
+        # BatchNorm's running statistics stay each worker's own. Set here: torch 2.13 renamed the argument.
         model.broadcast_buffers = False
         found[name] = gradients(objective, model, mine)
     return found

@@ -66,7 +66,7 @@ class Checkpointing(Callback):
             )
         device = str(trainer.backend.device)
         step.network.load_state_dict(saved.tensors("model", device))
-        restore_optimizer(step.optimizer, saved.tensors("optimizer", device), state["optimizer"])
+        restore_optimizer(step.optimizer, saved.tensors("optimizer"), state["optimizer"])
         step.scaler.load_state_dict(state["scaler"])
         trainer.metrics.load_state_dict(state["metrics"])
         trainer.stop = state["stop"]
