@@ -11,13 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from robustscale.config import encode
 from robustscale.engine.folder import RunFolder
-from robustscale.errors import Diverged, InputError
-from robustscale.run import Cluster, Run
+from robustscale.errors import Diverged, InputError, WorkersFailed
+from robustscale.run import Cluster, Data, Run
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -35,32 +36,54 @@ def in_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def ray_cluster(cluster: Cluster, show: Show) -> Iterator[None]:
+def ray_cluster(cluster: Cluster, folder: RunFolder, show: Show) -> Iterator[None]:
     """Ray, connected: the cluster around us, or one of our own on this machine, shut down on leaving."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY.items()})
-    own = not in_cluster()
-    if own and "RAY_AUTH_MODE" not in os.environ:
-        # Ray would write a world-readable token into the home folder, and later clusters would pick it up.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    import ray  # reads these variables when it is imported
+    with contextlib.ExitStack() as stack:
+        own = not in_cluster()
+        token = stack.enter_context(_token(folder)) if own and "RAY_AUTH_MODE" not in os.environ else None
+        import ray  # reads these variables when it is imported
 
-    if own:
-        _start(cluster, show)
-    else:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
+        stack.callback(ray.shutdown)
+        if own:
+            url = _start(cluster, show)
+            where = f" (token: {token})" if token else ""
+            show({"event": "note", "message": f"Ray dashboard: {url}{where}"})
+        else:
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _terminate))
         yield
+
+
+@contextlib.contextmanager
+def _token(folder: RunFolder) -> Iterator[Path]:
+    """A secret for a cluster of our own. Ray would write a world-readable one into the home folder, and later clusters
+    would pick it up."""
+    token = folder.path / ".ray_token"
+    token.unlink(missing_ok=True)
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    os.environ.update(ours)
+    try:
+        yield token
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        ray.shutdown()
+        for name in ours:
+            del os.environ[name]
+        token.unlink(missing_ok=True)
+
+
+_terminated: list[int] = []
+"""Signals that asked this process to end."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    _terminated.append(number)
     raise SystemExit(128 + number)
 
 
-def _start(cluster: Cluster, show: Show) -> None:
+def _start(cluster: Cluster, show: Show) -> str:
+    """The URL of its dashboard."""
     import ray
 
     cpus = max(os.cpu_count() or 1, 4)
@@ -72,29 +95,31 @@ def _start(cluster: Cluster, show: Show) -> None:
         )
     show({"event": "note", "message": "starting a Ray cluster on this machine"})
     context = ray.init(
+        "local",  # else it joins whatever /tmp/ray/ray_current_cluster names, running or not
         num_cpus=cpus,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
-    show({"event": "note", "message": f"Ray dashboard: http://{context.dashboard_url}"})
+    return f"http://{context.dashboard_url}"
 
 
-def wait_for_resources(cluster: Cluster, show: Show) -> bool:
-    """Whether workers take GPUs; returns once the cluster could hold them all, raises InputError after `wait`."""
+def wait_for_resources(cluster: Cluster, gpu: bool, show: Show) -> None:
+    """Return once so much is free that all workers fit; raise InputError after `cluster.wait`."""
     import ray
 
     deadline = time.monotonic() + cluster.wait
+    need = {"CPU": cluster.workers * cluster.cpus_per_worker, **({"GPU": cluster.workers} if gpu else {})}
     said = False
     while True:
-        there = ray.cluster_resources()
-        gpu = there.get("GPU", 0) >= 1 if cluster.gpu is None else cluster.gpu
-        need = {"CPU": cluster.workers * cluster.cpus_per_worker, **({"GPU": cluster.workers} if gpu else {})}
-        short = {kind: amount for kind, amount in need.items() if there.get(kind, 0) < amount}
+        free, there = ray.available_resources(), ray.cluster_resources()
+        short = {kind: amount for kind, amount in need.items() if free.get(kind, 0) < amount}
         if not short:
-            return gpu
-        parts = [f"{amount} {kind}s (it has {there.get(kind, 0):g})" for kind, amount in short.items()]
+            return
+        parts = [
+            f"{n} {kind}s (it has {there.get(kind, 0):g}, {free.get(kind, 0):g} free)" for kind, n in short.items()
+        ]
         what = f"{cluster.workers} workers need {' and '.join(parts)}"
         if time.monotonic() > deadline:
             remedy = "add nodes, lower it, or raise cluster.wait"
@@ -105,25 +130,49 @@ def wait_for_resources(cluster: Cluster, show: Show) -> bool:
         time.sleep(0.5)
 
 
+def prepare_nodes(data: Data) -> None:
+    """Have every node that may run a worker prepare the data that it does not see. Raises InputError.
+
+    Before the workers start: the others of a process group would wait for one that prepares ImageNet, and time out.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from data_loaders.write import ensure
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    task = ray.remote(num_cpus=0, max_retries=0)(ensure)
+    try:
+        ray.get(
+            [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, False)).remote(data) for n in nodes]
+        )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
+
+
 def launch(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any] | None = None) -> None:
     """Run a task of cluster.worker on the run's workers; every failure short of bad input is retried.
 
     Retries are ours, each a fresh Ray Train run that goes on from our own checkpoint: Ray's snapshot is written in
     place and can tear, and a run that Ray resumes trusts it. Raises InputError or Diverged as a worker did.
     """
-    with ray_cluster(run.cluster, show):
-        gpu = wait_for_resources(run.cluster, show)
+    with ray_cluster(run.cluster, folder, show):
+        import ray
+
+        # Once: a retry after a node was lost must not go on without GPUs.
+        gpu = ray.cluster_resources().get("GPU", 0) >= 1 if run.cluster.gpu is None else run.cluster.gpu
         for attempt in range(run.cluster.max_failures + 1):
+            wait_for_resources(run.cluster, gpu, show)
+            if in_cluster():
+                prepare_nodes(run.data)
             error = _attempt(task, run, folder, show, options or {}, gpu)
             if error is None:
                 return
             if attempt < run.cluster.max_failures:
                 show({"event": "note", "message": f"a worker failed ({error}); going on from the last checkpoint"})
     raise WorkersFailed(f"gave up after {run.cluster.max_failures + 1} attempts; the last failure: {error}")
-
-
-class WorkersFailed(RuntimeError):
-    """The workers kept failing; the message ends with the last reason."""
 
 
 def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any], gpu: bool) -> str | None:
@@ -159,12 +208,26 @@ def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mappin
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
-    with _showing(board, show):
+    with _showing(board, show), _interruptible():
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as failure:
             return _reason(failure)
     return None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes SIGINT for itself and keeps it for good, and makes SystemExit(1) of what a signal raises."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not _terminated:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + _terminated[-1]) from None
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _reason(failure: BaseException) -> str:
@@ -194,8 +257,11 @@ def _showing(board: Any, show: Show) -> Iterator[None]:
     def follow() -> None:
         while True:
             last = done.wait(0.3)
-            for record in ray.get(board.drain.remote(), timeout=30):
-                show(record)
+            try:
+                for record in ray.get(board.drain.remote(), timeout=30):
+                    show(record)
+            except ray.exceptions.GetTimeoutError:
+                show({"event": "note", "message": "no word from the workers for 30 s"})
             if last:
                 return
 

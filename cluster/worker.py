@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -22,7 +23,6 @@ from robustscale.engine.callbacks.monitor import Monitor
 from robustscale.engine.checkpoint import Store
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.trainer import Trainer
-from robustscale.errors import InputError
 from robustscale.evaluation.final import evaluate_run, read_test_set
 from robustscale.models.network import build
 from robustscale.run import Run
@@ -33,7 +33,10 @@ Emit = Callable[[dict[str, Any]], None]
 
 def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit) -> None:
     splits = Splits.of(run, *ensure(run.data))
+    splits.require_same(folder.read("data.json"), "train", "test")
     if run.reduction == "deterministic":
+        # Without it cuBLAS is not deterministic, and torch refuses each matrix product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     network = build(run.model, splits.spec(run), run.seed)
     held_out = splits.loader(run, "held_out", backend) if len(splits.held_out) else None
@@ -50,9 +53,7 @@ def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit) -> None:
 
 def evaluate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
     splits = Splits.of(run, *ensure(run.data))
-    recorded = folder.read("data.json")["test"]["fingerprint"]
-    if splits.test_file.fingerprint != recorded:
-        raise InputError(f"{splits.test_file.path}: not the test set of this run (other fingerprint); restore the file")
+    splits.require_same(folder.read("data.json"), "test")
     evaluate_run(run, folder, splits.loader(run, "test", backend), backend, emit, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class Splits:
         order = permutation(train_file.num_examples, "held_out")
         num_held_out = round(run.data.held_out * train_file.num_examples)
         rows = np.sort(order[num_held_out:])
+        if len(rows) == 0:
+            raise InputError(f"{train}: data.held_out {run.data.held_out!r} leaves no image to train on; lower it")
         batches = -(-len(rows) // run.batch_size)
-        if len(rows) < batches * run.shards:
+        least = 2 if run.reduction == "deterministic" else 1  # BatchNorm refuses a single image
+        if len(rows) < batches * run.shards * least:
             raise InputError(f"{train}: {len(rows)} images are too few for {run.shards} shards a batch; lower shards")
         return cls(train_file, test_file, rows, np.sort(order[:num_held_out]))
 
@@ -90,6 +94,17 @@ class Splits:
             image_size=run.data.image_size,
             workers=run.data.workers,
         )
+
+    def require_same(self, facts: Mapping[str, Any], *parts: str) -> None:
+        """Raise InputError where a file (train, test) is not the one of these `facts`, as another node's copy, or an
+        older one: rows would mean other images, and what was held out could be trained on."""
+        for part in parts:
+            file = self.test_file if part == "test" else self.train_file
+            if file.fingerprint != facts[part]["fingerprint"]:
+                raise InputError(
+                    f"{file.path}: not the {part} set of this run (other fingerprint); restore the file, "
+                    "or take another --run-name"
+                )
 
     def facts(self, run: Run) -> dict[str, Any]:
         def of(file: Beton) -> dict[str, Any]:

@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import filelock
 import numpy as np
 
 from data_loaders.beton import Beton, sidecar_path
-from data_loaders.encode import Encoder
 from data_loaders.plan import Format, OtherShapeError, Plan, Stored, nothing
 from data_loaders.sources import open_source
 from data_loaders.sources.base import Source, SplitError
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.run import Data
+
+if TYPE_CHECKING:
+    from data_loaders.encode import Encoder
 
 SMALL = 64
 """auto: up to this height and width, images of one size are stored as arrays."""
@@ -66,6 +68,8 @@ def write(
     require(resolution is None or resolution >= 1, f"resolution: {resolution} is below 1; it is in pixels")
     require(1 <= quality <= 100, f"quality: {quality} is outside 1..100; 90 is usual")
     require(workers >= 1, f"workers: {workers} is below 1; it counts threads")
+    if len(source) == 0:
+        raise nothing(source)
     _check_labels(source)
     plan = Plan("jpg" if format == "auto" else format, resolution, quality, skip_bad, square=format == "array")
     if format in ("auto", "array"):
@@ -113,16 +117,19 @@ def _check_labels(source: Source) -> None:
 
 def _write(source: Source, out: Path, plan: Plan, progress: OnProgress | None, workers: int) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Here, for it takes seconds, and most find their data prepared.
+    from data_loaders.encode import Encoder
+
     with _temporary(out) as (temporary, file):
-        encoder = Encoder(file, len(source), plan.shape)
-        for done, (i, stored) in enumerate(_stored(source, plan, workers), start=1):
-            if stored is not None:
-                _add(encoder, stored, source, i)
-            if progress is not None and (done % 100 == 0 or done == len(source)):
-                progress(done, len(source))
-        if encoder.num_rows == 0:
-            raise nothing(source)
-        encoder.finish()
+        with Encoder(temporary, len(source), plan.shape) as encoder:
+            for done, (i, stored) in enumerate(_stored(source, plan, workers), start=1):
+                if stored is not None:
+                    _add(encoder, stored, source, i)
+                if progress is not None and (done % 100 == 0 or done == len(source)):
+                    progress(done, len(source))
+            if encoder.num_rows == 0:
+                raise nothing(source)
+            encoder.finish()
         _sync(file)
         sidecar = Beton(temporary, about=_about(source, plan, encoder)).sidecar
         # While the two are exchanged, a crash leaves a file without a sidecar, which is refused; never with another's.

@@ -19,14 +19,15 @@ import yaml
 
 from robustscale import recipes
 from robustscale.config import KINDS, components, decode, encode, override, structure, unknown
-from robustscale.errors import Diverged, InputError
+from robustscale.engine.folder import RunFolder
+from robustscale.errors import Diverged, InputError, WorkersFailed
 from robustscale.run import Run, identity
 
 T = TypeVar("T")
 
 
 def door(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command: InputError becomes one line and exit 2, divergence exit 1, an interrupt exit 130."""
+    """Run a command: InputError becomes one line and exit 2, a failed training exit 1, an interrupt exit 130."""
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -34,6 +35,9 @@ def door(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(2)
     except Diverged as error:
         print(f"error: training diverged: {error}", file=sys.stderr)
+        sys.exit(1)
+    except WorkersFailed as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -77,7 +81,16 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
     for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
         if option not in known:
             raise unknown("option", option, sorted(known))
-    return decode(Run, encode(parse(Run, rest, prog, description, base)))
+    return _here(decode(Run, encode(parse(Run, rest, prog, description, base))))
+
+
+def _here(run: Run) -> Run:
+    """Paths of the data made absolute: a worker's folder is another."""
+    kind, colon, path = run.data.source.rpartition(":")
+    is_path = (colon or "/" in path) and kind != "torchvision" and Path(path).exists()
+    source = f"{kind}{colon}{Path(path).resolve()}" if is_path else run.data.source
+    root = run.data.root if run.data.root.startswith("~") else str(Path(run.data.root).resolve())
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, source=source, root=root))
 
 
 def _options(value: Any, path: str = "--") -> Iterator[str]:
@@ -90,7 +103,7 @@ def _options(value: Any, path: str = "--") -> Iterator[str]:
 
 
 def take_at(args: list[str], position: int, option: str) -> str:
-    if position >= len(args):
+    if position >= len(args) or args[position].startswith("--"):
         raise InputError(f"{option}: needs a value")
     return args.pop(position)
 
@@ -120,7 +133,23 @@ def parse(target: Callable[..., T], args: Sequence[str], prog: str, description:
         # A title between rules, the message, then help that a person asks for with --help.
         text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─+|]|-{3,}", " ", out.getvalue().partition("\n")[2])
         text = re.split(r" (?:Argument helptext:|For full helptext)", " ".join(text.split()))[0]
+        # Of a choice of types, tyro tells how each of them failed.
+        text = re.sub(r"no type matching (.*?) could be instantiated from \['(.*?)'\]\. Got errors:.*", _NO_TYPE, text)
+        strange = re.search(r"Unrecognized options: (--[\w.-]+)", text)
+        if strange is not None and dataclasses.is_dataclass(target):
+            raise unknown("option", strange[1], _flags(target)) from None
         raise InputError(f"{text.rstrip('. ')}; see --help for every field") from None
+
+
+_NO_TYPE = r"'\2' will not do; it takes \1"
+
+
+def _flags(target: Callable[..., Any]) -> list[str]:
+    """Every option of a door without a Run, as its help names them."""
+    out = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
+        tyro.cli(target, args=["--help"])
+    return sorted(set(re.findall(r"--[a-z][\w-]*", out.getvalue())))
 
 
 def _with_path(message: str, args: Sequence[str]) -> str:
@@ -175,9 +204,10 @@ def choices() -> str:
 
 def recipe_list() -> str:
     lines = []
+    width = max(map(len, recipes.names()))
     for name in recipes.names():
         summary = (inspect.getdoc(recipes.function(name)) or "").partition("\n")[0]
-        lines.append(f"  {name:<36} {summary}")
+        lines.append(f"  {name:<{width}}  {summary}")
     return "\n".join(lines)
 
 
@@ -185,6 +215,12 @@ def default_storage() -> Path:
     """Where runs are kept unless --storage says otherwise."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     return Path(os.environ.get("ROBUSTSCALE_STORAGE") or ("~/robustscale-runs" if in_job else "runs")).expanduser()
+
+
+def existing_run(run: Path) -> RunFolder:
+    """A run's folder, by its path or by its name in the default storage. Raises InputError if it is neither."""
+    named = default_storage() / run
+    return RunFolder.existing(named if not run.exists() and named.exists() else run)
 
 
 def take_option(args: list[str], name: str, default: str | None = None) -> str | None:

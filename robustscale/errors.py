@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read."""
+"""The exceptions that a person is meant to read."""
 
 
 class InputError(Exception):
@@ -12,3 +12,7 @@ class InputError(Exception):
 
 class Diverged(RuntimeError):
     """A loss or gradient stopped being finite; the message names the step and what to change."""
+
+
+class WorkersFailed(RuntimeError):
+    """The workers of a run kept failing; the message ends with the last reason."""

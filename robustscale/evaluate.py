@@ -12,7 +12,6 @@ import tyro
 
 from robustscale import cli
 from robustscale.cli import door
-from robustscale.engine.folder import RunFolder
 from robustscale.fields import Pixels
 
 DESCRIPTION = """\
@@ -28,7 +27,7 @@ examples.parquet, eps_curve.png.
 @dataclass(frozen=True)
 class Options:
     run: tyro.conf.Positional[Path]
-    """The run's folder, as pretrain printed it."""
+    """The run's folder, as pretrain printed it, or its name."""
     weights: Literal["best", "last"] | None = None
     """Which weights; by default those that the run reports."""
     eps_linf: Pixels | None = None
@@ -41,20 +40,21 @@ class Options:
 
 def main() -> int:
     from cluster.launch import launch
+    from robustscale.evaluation.suite import default_suite
     from robustscale.reports.finish import finish_evaluation
     from robustscale.reports.progress import Display
 
     options = cli.parse(Options, sys.argv[1:], "python -m robustscale.evaluate", DESCRIPTION)
-    path = options.run if options.run.exists() else cli.default_storage() / options.run
-    folder = RunFolder.existing(path)
+    folder = cli.existing_run(options.run)
     run = folder.run()
     if options.workers is not None:
         # Shards and batch are of training; they only have to fit the other number of workers.
         cluster = dataclasses.replace(run.cluster, workers=options.workers)
         batch_size = max(run.batch_size, 2 * options.workers)
         run = dataclasses.replace(run, cluster=cluster, shards=options.workers, batch_size=batch_size)
-    weights = options.weights or folder.read("result.json")["weights"]
+    weights = options.weights or folder.reported_weights()
     folder.network(weights)
+    default_suite(run, folder.spec(), linf=options.eps_linf, l2=options.eps_l2)  # refuses a radius out of range
     with Display(title=f"evaluate {run.name}") as display:
         settings = {"weights": weights, "eps_linf": options.eps_linf, "eps_l2": options.eps_l2}
         launch("evaluate", run, folder, display.update, settings)

@@ -28,7 +28,7 @@ import tyro
 from torch import Tensor, nn
 
 from robustscale import cli
-from robustscale.engine.folder import RunFolder, Weights
+from robustscale.engine.folder import Weights
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models import model_file
@@ -165,7 +165,7 @@ class Export:
     """The command's options."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, as pretrain printed it."""
+    """The run's folder, as pretrain printed it, or its name."""
     _: KW_ONLY
     to: Annotated[Format, tyro.conf.arg(name="format")]
     """Kind of file to write."""
@@ -177,7 +177,7 @@ class Export:
 
 def main() -> None:
     options = cli.parse(Export, sys.argv[1:], "python -m robustscale.export", __doc__ or "")
-    folder = RunFolder.existing(options.run)
+    folder = cli.existing_run(options.run)
     output = options.output or folder.path / "export" / f"{options.weights}.{SUFFIXES[options.to]}"
     network = folder.network(options.weights)
     difference = export_network(network, folder.run().model, folder.spec(), options.to, output)

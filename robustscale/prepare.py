@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from data_loaders.plan import Format
 from data_loaders.sources import kinds, open_source
 from data_loaders.write import write
 from robustscale.cli import door
+from robustscale.config import unknown
 from robustscale.errors import InputError
 
 
@@ -97,6 +99,9 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        strange = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if strange is not None:
+            raise unknown("option", strange[1], [o for o in self._option_string_actions if o.startswith("--")])
         raise InputError(f"{message}; see python -m robustscale.prepare --help")
 
 

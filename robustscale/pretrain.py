@@ -65,6 +65,8 @@ def _resumed(value: str, args: list[str], storage: Path) -> tuple[RunFolder, Run
     name = cli.take_option(args, "--run-name")
     path = Path(value).expanduser() if "/" in value else storage / (value or name or recipe)
     folder = RunFolder.existing(path)
+    if not (folder.path / "result.json").exists() and not any(folder.checkpoints.glob("step-*")):
+        raise InputError(f"{folder.checkpoints}: no checkpoint to go on with; without --resume the run starts anew")
     return folder, folder.run()
 
 
@@ -106,6 +108,8 @@ def _train(run: Run, folder: RunFolder) -> None:
         spec = splits.spec(run)
         require_fit(run, spec)
         build(run.model, spec, run.seed)
+        if (folder.path / "data.json").exists():
+            splits.require_same(folder.read("data.json"), "train", "test")
         folder.write_run(run)
         folder.write("data.json", splits.facts(run))
         launch("pretrain", run, folder, display.update)

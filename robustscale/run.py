@@ -28,6 +28,7 @@ class Data:
     """ffcv: FFCV's compiled pipeline. torch: a DataLoader over the same file, the fallback. resident: the whole set
     as uint8 on the device."""
     augmentation: Literal["none", "pad_crop_flip", "random_resized_crop"] = "none"
+    """Of the training images, before the attack. pad_crop_flip: for CIFAR; random_resized_crop: for ImageNet."""
     padding: int = 4
     """Zero padding of pad_crop_flip, in pixels."""
     image_size: int | None = None
@@ -40,6 +41,7 @@ class Data:
     """The model's first layer subtracts this, per channel, in [0, 1] pixels; "dataset" computes it on the training
     part."""
     std: tuple[float, ...] | Literal["dataset"] = "dataset"
+    """... and divides by this."""
     workers: int = 1
     """Loader threads (ffcv) or processes (torch) per training worker."""
 
@@ -85,6 +87,7 @@ class Evaluation:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     every_epochs: int = 1
+    """Save after every so many epochs."""
     every_steps: int | None = None
     """Also every so many steps, within the epoch."""
     keep: int = 2
@@ -103,6 +106,7 @@ class Cluster:
     gpu: bool | None = None
     """Whether each worker takes a GPU; by default, if the cluster has any."""
     cpus_per_worker: int = 1
+    """CPUs that a worker takes from the cluster, and its threads."""
     max_failures: int = 3
     """Worker failures after which the run gives up; each restart goes on from the last checkpoint."""
     wait: float = 60.0
@@ -128,10 +132,12 @@ class Run:
     checkpoints: Checkpoints = Checkpoints()
     cluster: Cluster = Cluster()
     epochs: int = 200
+    """Passes over the training part."""
     batch_size: int = 128
     """Images per optimizer step over all workers. An epoch is cut into ceil(n / batch_size) batches whose sizes
     differ by at most one: every image once an epoch, and no small last batch."""
     seed: int = 0
+    """Of everything random: initial weights, order, augmentation, attacks."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of training; evaluation is in float32 without TF32. fp16 scales the loss, and needs a GPU to be of use."""
     clip: float | None = None
@@ -172,7 +178,7 @@ class Run:
             f"batch_size: {self.batch_size} gives the {self.shards} shards fewer than 2 images each, too few for "
             "BatchNorm; lower shards or raise batch_size",
         )
-        require(self.seed >= 0, f"seed: {self.seed} is negative")
+        require(0 <= self.seed < 2**63, f"seed: {self.seed} is outside 0..2^63 - 1; any small number will do")
         require(
             self.evaluation.patience is None or self.data.held_out > 0,
             "evaluation.patience: early stopping needs a held-out part; set data.held_out to 0.1",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,9 @@ from hypothesis import settings
 # slow each other down, and sums in another order differ in the last bit.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 
+# `python` and `ray`, which tests and Ray's jobs start by name, are this environment's whether or not it is activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
 # A slow machine is no failure (deadline), and a failure is the same one on the next run (derandomize).
 settings.register_profile("robustscale", deadline=None, derandomize=True, database=None)
 settings.load_profile("robustscale")
@@ -19,7 +24,8 @@ settings.load_profile("robustscale")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Gives the session a HOME of its own: Ray writes an auth token there, and data sets are kept there by default."""
-    home = tempfile.TemporaryDirectory(prefix="robustscale-home-")
+    # A process of Ray that is just ending may still write there: that is no error of the tests.
+    home = tempfile.TemporaryDirectory(prefix="robustscale-home-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
     os.environ["HOME"] = home.name
     # Kept from session to session, as matplotlib takes seconds to list the fonts.

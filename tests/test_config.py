@@ -284,7 +284,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"epochs": 0}, "epochs: 0 is below 1"),
     ({"log_every": 0}, "log_every: 0 is below 1; "),
     ({"clip": 0}, "clip: 0.0 is not positive; "),
-    ({"seed": -1}, "seed: -1 is negative"),
+    ({"seed": -1}, "seed: -1 is outside 0..2^63 - 1"),
     *[({"name": name}, f"name: {name!r} will not do; ") for name in ("", "a/b", "..", ".a", "a b", "x" * 65, "a\n")],
 ]
 

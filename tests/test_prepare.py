@@ -62,7 +62,7 @@ def test_options_reach_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ([], "required: SOURCE, OUT.beton; see"),
         (["digits"], "required: OUT.beton"),
-        (["digits", "a.beton", "--colour"], "unrecognized arguments: --colour"),
+        (["digits", "a.beton", "--colour"], "option: '--colour' is not known"),
         (["digits", "a.beton", "--format", "png"], "invalid choice: 'png'"),
         (["digits", "a.beton", "--resolution", "big"], "invalid int value: 'big'"),
         (["digits", "a.beton", "--split", "dev"], "no split 'dev'; it has train, test"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ALIASES = ({"val", "valid", "validation"}, {"test", "t10k"})
+SKIP = "mend or remove it, or leave such images out by `python -m robustscale.prepare --skip-bad`"
 _GREY, _COLOUR = {"1", "L", "LA"}, {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"}
 
 
@@ -103,7 +104,7 @@ def decode(data: bytes | Path, where: str) -> NDArray[np.uint8]:
         raise
     # Pillow's plugins raise whatever their parsing stumbles on.
     except Exception as error:
-        raise InputError(f"{where}: can't be decoded ({error}); mend or remove it, or skip such images") from error
+        raise InputError(f"{where}: can't be decoded ({error}); {SKIP}") from error
 
 
 def pixels(image: Image, where: str) -> NDArray[np.uint8]:
@@ -122,7 +123,7 @@ def to_uint8(values: NDArray[Any], where: str) -> NDArray[np.uint8]:
         return values
     if values.dtype.kind == "f":
         if np.isnan(values).any():
-            raise InputError(f"{where}: NaN pixels; mend or remove it, or skip such images")
+            raise InputError(f"{where}: NaN pixels; {SKIP}")
         if values.min() < 0 or values.max() > 1:
             raise InputError(
                 f"{where}: pixels {values.min():g}..{values.max():g}; give floats in [0, 1] or integers in 0..255"

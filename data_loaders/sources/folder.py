@@ -21,6 +21,8 @@ def open_source(request: Request) -> Source:
     """
     path = request.existing()
     homes = _splits(path)
+    if not any(_images(folder) for home in homes.values() for folder in _folders(home)):
+        raise InputError(f"{request.spec}: no images in {path}; it needs a folder of images for each class")
     split = request.choose(list(homes))
     # Over all splits: a class without test images must not shift the labels of those after it.
     classes = sorted({folder.name for home in homes.values() for folder in _folders(home)})

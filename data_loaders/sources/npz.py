@@ -55,4 +55,8 @@ class _Archive(Mapping[str, NDArray[Any]]):
         return len(self._names)
 
     def _error(self, error: Exception) -> InputError:
-        return InputError(f"{self.path}: can't be read as .npz without running code ({' '.join(str(error).split())})")
+        # NumPy goes on to say how to run the code.
+        reason = " ".join(str(error).split()).partition(" If you trust")[0]
+        return InputError(
+            f"{self.path}: can't be read as .npz without running code ({reason}); save numbers by numpy.savez"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,16 @@ def recognises(path: Path) -> bool:
 
 def _read(path: Path) -> Mapping[str, NDArray[Any]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of the file's pickle protocol: what cannot be read is refused below, in one line.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: holds Python objects, not tensors alone; save {{'x': x, 'y': y}} instead") from error
     # A damaged archive fails in many ways below torch.load, none of them ours to tell apart.
     except Exception as error:
-        raise InputError(f"{path}: can't be read as saved tensors ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: can't be read as saved tensors ({reason}); save it again by torch.save") from error
     if isinstance(content, (tuple, list)) and len(content) == 2:
         content = {"x": content[0], "y": content[1]}
     if not isinstance(content, dict):

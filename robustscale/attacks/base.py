@@ -24,13 +24,16 @@ def input_gradient(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:
     """(d Σ score / dx, score), of shapes (N, C, H, W) and (N,).
 
     The sum keeps each example's gradient independent of the batch; `autograd.grad` for x alone computes no
-    parameter gradient, touches no `.grad` and fires no hook of DDP or DeepSpeed.
+    parameter gradient, touches no `.grad` and fires no hook of DDP or DeepSpeed. Under fp16 autocast the sum is scaled:
+    the gradients of confident examples would vanish below 6e-8, and sign(0) leaves an example unattacked.
     """
+    half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.float16
+    scale = 512.0 if half else 1.0
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         values = score(x)
-        (grad,) = torch.autograd.grad(values.sum(), x)
-    return grad, values.detach()
+        (grad,) = torch.autograd.grad(values.sum() * scale, x)
+    return grad / scale, values.detach()
 
 
 @contextmanager

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Callback:
     """Called on every worker, in the order given; a collective inside is allowed, since all call it alike."""
 
-    def on_fit_start(self, trainer: Trainer) -> None: ...
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Called in reverse order, as the last one resumes: `trainer` stands where training goes on."""
 
     def after_step(self, trainer: Trainer) -> None: ...
 

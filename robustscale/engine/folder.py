@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import safetensors
 import safetensors.torch
@@ -70,7 +70,19 @@ class RunFolder:
             yield
 
     def run(self) -> Run:
-        return decode(Run, self.read("run.json"))
+        data = self.read("run.json")
+        try:
+            return decode(Run, data)
+        except InputError as error:
+            raise InputError(f"{self.path / 'run.json'}: {error}") from None
+
+    def reported_weights(self) -> Weights:
+        """Those behind result.json."""
+        result = self.read("result.json")
+        weights = result.get("weights") if isinstance(result, dict) else None
+        if weights not in get_args(Weights):
+            raise InputError(f"{self.path / 'result.json'}: not what pretrain writes; restore it from a copy")
+        return cast(Weights, weights)
 
     def spec(self) -> DataSpec:
         data = self.read("data.json")
@@ -89,22 +101,22 @@ class RunFolder:
     def save_weights(self, which: Weights, network: nn.Module, **facts: object) -> None:
         """Weights and buffers under the network's own names; the facts go into the file's metadata."""
         tensors = {name: t.detach().contiguous().cpu() for name, t in network.state_dict().items()}
-        metadata = {"format": "pt", **{name: json.dumps(value) for name, value in facts.items()}}
-        publish(self.weights_path(which), safetensors.torch.save(tensors, metadata))
+        # One key: safetensors writes several in random order, and equal weights should be equal files.
+        publish(self.weights_path(which), safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
 
     def load_weights(self, which: Weights, network: nn.Module) -> dict[str, Any]:
         """Load into a network of this run's shape; returns the facts that were saved. Raises InputError."""
         path = self.weights_path(which)
         try:
             with safetensors.safe_open(path, "pt") as file:
-                facts = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"}
+                facts = json.loads((file.metadata() or {})["facts"])
                 network.load_state_dict({name: file.get_tensor(name) for name in sorted(file.keys())})
         except FileNotFoundError:
             raise InputError(f"{path}: missing; the run has no {which} weights yet") from None
-        except (safetensors.SafetensorError, RuntimeError, json.JSONDecodeError) as error:
+        except (safetensors.SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: not weights of this run's network ({reason}); restore the file") from None
-        return facts
+        return dict(facts)
 
     def network(self, which: Weights = "best") -> nn.Module:
         """The trained network, in eval mode, on the CPU: [0, 1] images in, logits out."""

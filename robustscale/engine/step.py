@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from robustscale.noise import key_of
 from robustscale.run import Run
 from robustscale.types import Backend, Batch, Loss, Progress, Share
 
@@ -28,10 +29,12 @@ class TrainStep:
         self.wrapped = self.network if deterministic else backend.prepare(self.network)
         self.backward = self._shard_by_shard if deterministic else self._all_at_once
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.buffers = [b for b in self.network.buffers() if b.is_floating_point()]
+        # Not constants such as the normalisation: their average over three workers may differ from them by an ulp.
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self.buffers = [b for m in norms for b in m.buffers(recurse=False) if b.is_floating_point()]
         self.optimizer = run.optimizer.build(self.parameters)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(backend.device.type, enabled=run.precision == "fp16")
+        self.scaler = torch.amp.grad_scaler.GradScaler(backend.device.type, enabled=run.precision == "fp16")
 
     def __call__(self, share: Share, at: Progress, lr_factor: float) -> dict[str, Tensor]:
         """Metrics whose mean over the workers is their mean over the global batch; nothing waits for the device."""
@@ -51,7 +54,11 @@ class TrainStep:
         dtype = _DTYPE[self.run.precision]
         return torch.autocast(self.backend.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _loss(self, model: nn.Module, batch: Batch, at: Progress, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, model: nn.Module, batch: Batch, at: Progress, scale: float, part: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # For dropout, which draws from torch's own generators: keyed like all else, so there is no state to save.
+        torch.manual_seed(key_of(at.seed, "dropout", at.step, part))
         with self._autocast():
             loss: Loss = self.run.objective(model, batch, at)
         metrics = {"loss": loss.value.detach(), **loss.metrics}
@@ -60,7 +67,7 @@ class TrainStep:
     def _all_at_once(self, share: Share, at: Progress) -> dict[str, Tensor]:
         # The backend averages gradients over the workers; the factor turns that into the mean over all examples.
         scale = len(share.batch.y) * self.backend.world / share.total
-        value, metrics = self._loss(self.wrapped, share.batch, at, scale)
+        value, metrics = self._loss(self.wrapped, share.batch, at, scale, self.backend.rank)
         value.backward()
         self.backend.mean_(self.buffers)
         return metrics
@@ -69,9 +76,9 @@ class TrainStep:
         """Every logical shard alone, from the same buffers; then one gather and a sum in the order of the shards."""
         before = [b.clone() for b in self.network.buffers()]
         rows, names = [], []
-        for shard in _shards(share):
+        for number, shard in enumerate(_shards(share), start=self.backend.rank * len(share.sizes)):
             torch._foreach_copy_(list(self.network.buffers()), before)
-            value, metrics = self._loss(self.network, shard, at, len(shard.y) / share.total)
+            value, metrics = self._loss(self.network, shard, at, len(shard.y) / share.total, number)
             grads = torch.autograd.grad(value, self.parameters, allow_unused=True, materialize_grads=True)
             names = list(metrics)
             buffers = [b / self.run.shards for b in self.buffers]

@@ -38,7 +38,8 @@ class Trainer:
         self.timer = Timer()
 
     def fit(self) -> None:
-        for callback in self.callbacks:
+        # The last one resumes, and the others start from what it restored.
+        for callback in reversed(self.callbacks):
             callback.on_fit_start(self)
         self.timer = Timer(self.seconds)
         while self.epoch < self.run.epochs and not self.stop:

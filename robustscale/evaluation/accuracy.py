@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,20 @@ def classify(f: Forward, x: Tensor) -> Tensor:
 
 
 def _attacked(f: Forward, batch: Batch, name: str, attacker: Attacker, seed: int) -> Tensor:
+    """Restarts are judged one by one: the one with the highest loss may be right where another fooled the network."""
     noise = Noise.of(seed, batch.index, "evaluate", name)
+    restarts = getattr(attacker.attack, "restarts", 1)
+    if restarts == 1:
+        return _attacked_once(f, batch, name, attacker, noise)
+    once = Attacker(dataclasses.replace(attacker.attack, restarts=1), attacker.goal)  # type: ignore[type-var]
+    verdict = batch.y
+    for restart in range(restarts):
+        predicted = _attacked_once(f, batch, name, once, noise.fold("restart", restart) if restart else noise)
+        verdict = torch.where(verdict == batch.y, predicted, verdict)
+    return verdict
+
+
+def _attacked_once(f: Forward, batch: Batch, name: str, attacker: Attacker, noise: Noise) -> Tensor:
     broken = torch.zeros(len(batch.y), dtype=torch.bool, device=batch.x.device)
     score = _watched(attacker.goal.score(f, batch.x, batch.y, noise), broken)
     x_adv = attacker.attack(score, batch.x, noise=noise)

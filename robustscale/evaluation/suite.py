@@ -76,7 +76,8 @@ def default_suite(run: Run, data: DataSpec, *, linf: float | None = None, l2: fl
         why = "as given"
         if eps is None:
             eps, why = other_radius(threat, data)
-        balls.append(Linf(min(eps, 1.0)) if norm == "linf" else L2(eps))
+            eps = min(eps, 1.0) if norm == "linf" else eps
+        balls.append(Linf(eps) if norm == "linf" else L2(eps))
         notes.append(f"{threat_text(balls[-1])}: {why}")
     attackers = [attacker, Attacker(FGSM(threat)), *(Attacker(PGD(ball, steps=20)) for ball in balls)]
     attacks = {name_of(a): a for a in attackers}

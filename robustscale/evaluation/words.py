@@ -20,11 +20,10 @@ class Attacker(NamedTuple):
 
 
 def pixels(eps: float) -> str:
-    """8/255 for a whole number of grey levels, else the number in [0, 1] pixels: 0.031."""
-    if eps == round(eps):
-        return str(round(eps))
+    """8/255 for a whole number of grey levels that is no short decimal, else the number: 0.031, 0.2, 1."""
     levels = round(eps * 255)
-    return f"{levels}/255" if abs(eps * 255 - levels) < 1e-6 and levels > 0 else f"{eps:.4g}"
+    whole = abs(eps * 255 - levels) < 1e-6 and levels > 0
+    return f"{levels}/255" if whole and abs(float(f"{eps:.3g}") - eps) > 1e-9 else f"{eps:.4g}"
 
 
 def norm_of(threat: Threat) -> str:
@@ -67,11 +66,15 @@ def name_of(attacker: Attacker) -> str:
     return " ".join(words + _changed(attack, ("threat", "steps")) + _changed(goal, ()))
 
 
+def _word(value: Any) -> str:
+    return pixels(value) if isinstance(value, float) else str(value)
+
+
 def _changed(value: Any, told: tuple[str, ...]) -> list[str]:
     if not dataclasses.is_dataclass(value):
         return []
     return [
-        f"{f.name}={getattr(value, f.name)}"
+        f"{f.name}={_word(getattr(value, f.name))}"
         for f in dataclasses.fields(value)
         if f.name not in told and getattr(value, f.name) != f.default
     ]

@@ -28,6 +28,8 @@ class AdversarialRegularization:
     lam: float = 1.0
     """λ."""
     batchnorm: BatchNormMode = "eval"
+    """During the attack. eval: running statistics; train: the batch's, and running ones follow every attack step;
+    batch: the batch's, running ones untouched."""
 
     def __post_init__(self) -> None:
         require(self.lam >= 0, f"lam: {self.lam!r} is negative; the thesis' grid is 0.1 to 5")

@@ -22,6 +22,8 @@ class FgsmRegularization:
     goal: Goal = Goal()
     a: float = 0.5
     batchnorm: BatchNormMode = "eval"
+    """During the attack. eval: running statistics; train: the batch's, and running ones follow every attack step;
+    batch: the batch's, running ones untouched."""
 
     def __post_init__(self) -> None:
         require(0 <= self.a < 1, f"a: {self.a!r} is outside [0, 1); it is the share of the clean loss")

@@ -29,6 +29,8 @@ class PgdAt:
     beta: float = 0.0
     natural_batches: bool = False
     batchnorm: BatchNormMode = "eval"
+    """During the attack. eval: running statistics; train: the batch's, and running ones follow every attack step;
+    batch: the batch's, running ones untouched."""
 
     def __post_init__(self) -> None:
         require(0 <= self.beta <= 1, f"beta: {self.beta!r} is outside [0, 1]; it is the share of the clean loss")

@@ -27,6 +27,8 @@ class Trades:
     attack: Attack = PGD(start="gaussian")
     beta: float = 6.0
     batchnorm: BatchNormMode = "eval"
+    """During the attack. eval: running statistics; train: the batch's, and running ones follow every attack step;
+    batch: the batch's, running ones untouched."""
 
     def __post_init__(self) -> None:
         require(self.beta >= 0, f"beta: {self.beta!r} is negative; 6 is the paper's default")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustscale.attacks.base import BatchNormMode, Goal, attacking, input_gradient
 from robustscale.errors import InputError
+from robustscale.losses import cross_entropy
 from robustscale.noise import Noise
 from robustscale.testing.contracts import CLASSES, TinyNet, random_batch
 
@@ -177,3 +178,21 @@ def test_a_negative_class_is_refused(target: int) -> None:
     """-100 is cross_entropy's mark for examples to leave out: an attack that does nothing."""
     with pytest.raises(InputError, match="target"):
         Goal(target=target)
+
+
+def test_fp16_autocast_does_not_leave_confident_examples_unattacked() -> None:
+    """Their gradients lie below fp16's smallest number; a plain backward loses them, and sign(0) is no step."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(64, 1, 8, 8, generator=generator)
+    weight = 30 / 8 * torch.randn(10, 64, generator=generator)
+
+    def logits(v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(v.flatten(1), weight)
+
+    y = logits(x).argmax(1)
+    with torch.autocast("cpu", torch.float16):
+        grad, _ = input_gradient(lambda v: cross_entropy(logits(v), y), x)
+        plain = x.clone().requires_grad_()
+        (lost,) = torch.autograd.grad(cross_entropy(logits(plain), y).sum(), plain)
+    assert (lost == 0).flatten(1).all(1).any()
+    assert not (grad == 0).flatten(1).all(1).any()

@@ -1,4 +1,4 @@
-"""Writing: byte for byte what FFCV writes, whole or not at all, and once however many ask for it."""
+"""Writing: byte for byte what FFCV alone writes, whole or not at all, and once however many ask for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data_loaders import layout
 from data_loaders.beton import Beton, sidecar_path
-from data_loaders.encode import ARRAY_PAGE, IMAGE_PAGE
+from data_loaders.encode import ARRAY_PAGE, IMAGE_PAGE, Encoder
 from data_loaders.plan import Format, resize
 from data_loaders.sources.base import Source
 from data_loaders.write import ensure, write
@@ -169,6 +171,8 @@ def test_bad_images_and_labels(make_source: MakeSource, tmp_path: Path, digits: 
         with pytest.raises(InputError, match=pattern):
             write(make_source(images, np.array(labels)), out, **options)
         assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="none of its 0 images"):
+        write(make_source([], np.zeros(0, int)), out, format="jpg")
     with pytest.raises(InputError, match=r"call the file out.beton"):
         write(make_source([image], np.zeros(1, int)), tmp_path / "out.ffcv")
 
@@ -187,6 +191,48 @@ def test_a_full_disk_leaves_what_was_there(small: Source, tmp_path: Path) -> Non
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out.beton", "out.beton.json"]
         assert Beton(out).sidecar == before
+
+
+def test_a_disk_that_was_full_for_a_moment(tmp_path: Path) -> None:
+    """FFCV takes no notice of a page of which only a part was written, and would put the next one in its place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Encoder(tmp_path / "out.beton", 5, (1024, 1024, 1)) as encoder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ARRAY_PAGE + 10, hard))
+        try:
+            for label in range(3):  # two fill a page
+                encoder.add(bytes(1024 * 1024), label, layout.RAW, 1024, 1024)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        for label in range(3, 5):
+            encoder.add(bytes(1024 * 1024), label, layout.RAW, 1024, 1024)
+        with pytest.raises(OSError, match="No space left"):
+            encoder.finish()
+
+
+def shared_memory() -> list[str]:
+    """What this process has of it, by name."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line.split(maxsplit=5)[5] for line in lines if "/dev/shm/psm_" in line]
+
+
+def test_shared_memory_is_given_back(small: Source, tmp_path: Path) -> None:
+    seen: list[str] = []
+    looking = replace(small, image=lambda i: (seen.extend(shared_memory()), small.image(i))[1])
+    write(looking, tmp_path / "out.beton")
+    # Without a name even in the meantime, so that no end of the process leaves it behind.
+    assert seen and all(name.endswith("(deleted)") for name in seen)
+    assert shared_memory() == []
+    # The error's traceback holds on to the writer.
+    with pytest.raises(InputError, match=r"file 20\.jpg") as error:
+        write(spoilt(looking, 20), tmp_path / "out.beton")
+    assert shared_memory() == []
+    assert error.traceback
+
+
+def test_writing_leaves_torchs_threads_alone() -> None:
+    program = "import torch; torch.set_num_threads(3); import data_loaders.encode; print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "3\n"
 
 
 def test_a_folder_that_cannot_be_written_to(small: Source, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -131,3 +133,31 @@ def test_a_killed_driver_loses_nothing(ray_head: dict[str, str], storage: Path, 
     one = RunFolder(storage / "one").read("result.json")
     two = json.loads((folder.path / "result.json").read_text())
     assert (one["sa"], one["ra"], one["epoch"]) == (two["sa"], two["ra"], two["epoch"])
+
+
+def test_more_workers_than_the_cluster_has(ray_head: dict[str, str], storage: Path, command: Command) -> None:
+    """The session's cluster has 4 CPUs."""
+    args = ["--storage", storage, "--run-name", "many", "--data.root", ray_head["TEST_CACHE"]]
+    done = command("robustscale.pretrain", *SMALL, *args, "--cluster.workers", 8, "--cluster.wait", 2, env=ray_head)
+    assert done.returncode == 2
+    assert "waiting for the cluster: 8 workers need 8 CPUs (it has 4, 4 free)" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(
+        "error: cluster.workers: 8 workers need 8 CPUs (it has 4, 4 free); waited 2 s"
+    )
+
+
+def test_without_a_cluster_a_run_starts_one_and_shuts_down_that_one_alone(
+    ray_head: dict[str, str], tmp_path: Path, command: Command
+) -> None:
+    env = {k: v for k, v in ray_head.items() if not k.startswith("RAY_")}
+    args = ["--storage", tmp_path, "--data.root", ray_head["TEST_CACHE"], "--epochs", 1]
+    done = command("robustscale.pretrain", *SMALL, *args, env=env)
+    assert done.returncode == 0, done.stdout
+    own = re.search(r"Ray dashboard: http://([\d.]+):(\d+) \(token: (.*)\)", done.stdout)
+    assert own is not None
+    assert not Path(own[3]).exists()
+    assert not Path(env["HOME"], ".ray", "auth_token").exists()
+    session = ray_head["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]
+    with socket.socket() as gone, socket.socket() as there:
+        assert gone.connect_ex((own[1], int(own[2]))) != 0
+        assert there.connect_ex(("127.0.0.1", int(session))) == 0

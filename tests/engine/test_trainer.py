@@ -92,6 +92,20 @@ def test_resume_anywhere_is_bitwise_the_uninterrupted_run(optimizer: str, reduct
         assert same(resumed, state)
 
 
+DROPOUT = {"name": "wide_resnet", "depth": 10, "widen": 1, "dropout": 0.3}
+
+
+def test_dropout_depends_on_the_seed_and_not_on_workers_or_resuming(tmp_path: Path) -> None:
+    run = small_run(model=DROPOUT, epochs=1, reduction="deterministic", shards=2, checkpoints={"every_steps": 1})
+    losses, state, _ = train(run)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, root=tmp_path, callbacks=[StopAt(2)])
+    assert same(train(run, root=tmp_path)[1], state)
+    for rank_losses, rank_state in run_ranks(train_rank, 2, run, 2):
+        assert rank_losses == losses
+        assert same(rank_state, state)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_and_keeps_float32_weights(precision: str, tmp_path: Path) -> None:
     run = small_run(precision=precision, clip=1.0, checkpoints={"every_steps": 2})

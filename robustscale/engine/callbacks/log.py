@@ -9,6 +9,7 @@ from typing import Any
 from robustscale.engine.callback import Callback
 from robustscale.engine.folder import RunFolder, publish
 from robustscale.engine.trainer import Trainer
+from robustscale.errors import InputError
 
 
 class Log(Callback):
@@ -56,4 +57,7 @@ def read_lines(folder: RunFolder) -> list[dict[str, Any]]:
     if not folder.metrics.exists():
         return []
     lines = folder.metrics.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder.metrics}: a damaged line ({error}); delete the line, or the file") from None
