@@ -18,7 +18,7 @@ import tyro
 import yaml
 
 from robustscale import recipes
-from robustscale.config import KINDS, components, decode, encode, override, structure, unknown
+from robustscale.config import KINDS, components, decode, encode, override, override_threats, structure, unknown
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import Diverged, InputError, WorkersFailed
 from robustscale.run import Run, identity
@@ -66,18 +66,22 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
     position = 0
     while position < len(rest):
         option, equals, name = rest[position].partition("=")
-        path = option.removeprefix("--").replace("-", "_").split(".")
-        if not option.startswith("--") or not _is_component(base, path):
+        path = option.removeprefix("--").replace("-", "_").removesuffix(".name").split(".")
+        everywhere = option in ("--threat", *(f"--threat.{field}" for field in ("name", "eps")))
+        if not everywhere and (not option.startswith("--") or not _is_component(base, path)):
             position += 1
             continue
         if not equals:
             name = take_at(rest, position + 1, option)
         del rest[position]
+        if everywhere:
+            base = override_threats(base, {"eps" if option.endswith(".eps") else "name": name})
+            continue
         change: Any = {"name": name}
         for part in reversed(path):
             change = {part: change}
         base = override(base, change)
-    known = {"--help", *_options(base)}
+    known = {"--help", "--threat", "--threat.eps", *_options(base)}
     for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
         if option not in known:
             raise unknown("option", option, sorted(known))
@@ -174,7 +178,10 @@ def read_file(path: Path) -> Run:
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected fields of a run, got {data!r}; write YAML as --print-config does")
     base = recipes.get(str(data.pop("recipe"))) if "recipe" in data else Run()
-    return override(base, data)
+    try:
+        return override(base, data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def as_yaml(run: Run) -> str:

@@ -196,6 +196,22 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
         _merge(current, change, structure, where)
 
 
+def override_threats(value: T, change: typing.Mapping[str, Any]) -> T:
+    """`value` with the same change in every threat model of it; naming another one takes its defaults first."""
+
+    def walk(data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("name") not in components(Threat):
+            return {key: walk(part) for key, part in data.items()}
+        name = change.get("name", data["name"])
+        if name not in components(Threat):
+            raise unknown("threat", name, components(Threat))
+        return {**(data if name == data["name"] else encode(components(Threat)[name]())), **change}
+
+    return decode(type(value), walk(encode(value)))
+
+
 def _threat_of(data: Any) -> dict[str, Any] | None:
     if not isinstance(data, dict):
         return None

@@ -171,15 +171,17 @@ class Export:
     """Kind of file to write."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The file to write; by default RUN/export/WEIGHTS.onnx, .pt or .safetensors."""
-    weights: Weights = "best"
-    """best, by the held-out robust accuracy, or last."""
+    weights: Weights | None = None
+    """best, by the held-out robust accuracy, or last; by default those that the run reports."""
 
 
 def main() -> None:
     options = cli.parse(Export, sys.argv[1:], "python -m robustscale.export", __doc__ or "")
     folder = cli.existing_run(options.run)
-    output = options.output or folder.path / "export" / f"{options.weights}.{SUFFIXES[options.to]}"
-    network = folder.network(options.weights)
+    finished = (folder.path / "result.json").exists()
+    weights = options.weights or (folder.reported_weights() if finished else "best")
+    output = options.output or folder.path / "export" / f"{weights}.{SUFFIXES[options.to]}"
+    network = folder.network(weights)
     difference = export_network(network, folder.run().model, folder.spec(), options.to, output)
     print(f"{output}  {output.stat().st_size / 1e6:.2f} MB  largest difference of a logit {difference:.1e}")
 

@@ -12,7 +12,7 @@ from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
 from robustscale.run import Run, identity, require_fit
 
-PROG = "python -m robustscale.pretrain"
+PROG = "python -m robustscale.pretrain [RECIPE]"
 DESCRIPTION = """\
 Adversarially trains an image classifier on a Ray cluster: the one it is in (a Ray job, or RAY_ADDRESS), else one that
 it starts on this machine and shuts down again. Without a RECIPE: handwritten digits, two workers, about a minute.
@@ -25,6 +25,8 @@ it starts on this machine and shuts down again. Without a RECIPE: handwritten di
   --config FILE     YAML or JSON: a configuration as --print-config shows it, or `recipe: NAME` and what differs
   --run-name NAME   the run's folder; the same name goes on from its last checkpoint (default: the recipe's name)
   --resume [RUN]    go on with the run of this name, or with a run's folder; nothing to go on with is an error
+  --threat NAME, --threat.eps EPS
+                    the threat model of training, held-out and final attack alike (each has its own field, too)
   --storage DIR     where runs are kept; workers on other nodes must see it too (default: $ROBUSTSCALE_STORAGE, ./runs,
                     or ~/robustscale-runs inside a Ray job, whose folder is temporary)
   --print-config    show the configuration and exit
@@ -77,7 +79,8 @@ def _preparing(run: Run, done: int, total: int) -> dict[str, Any]:
 def _pretrain(run: Run, folder: RunFolder) -> int:
     from robustscale.reports.finish import finish_run, show_result
 
-    if (folder.path / "run.json").exists():
+    begun = (folder.path / "result.json").exists() or any(folder.checkpoints.glob("step-*"))
+    if begun and (folder.path / "run.json").exists():
         before = folder.run()
         if identity(before) != identity(run):
             difference = cli.difference(before, run)
@@ -108,7 +111,7 @@ def _train(run: Run, folder: RunFolder) -> None:
         spec = splits.spec(run)
         require_fit(run, spec)
         build(run.model, spec, run.seed)
-        if (folder.path / "data.json").exists():
+        if any(folder.checkpoints.glob("step-*")) and (folder.path / "data.json").exists():
             splits.require_same(folder.read("data.json"), "train", "test")
         folder.write_run(run)
         folder.write("data.json", splits.facts(run))

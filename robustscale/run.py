@@ -46,6 +46,7 @@ class Data:
     """Loader threads (ffcv) or processes (torch) per training worker."""
 
     def __post_init__(self) -> None:
+        require(self.source.strip() != "", "source: is empty; digits, cifar10 or folder:PATH, for example")
         require(0 <= self.held_out < 1, f"held_out: {self.held_out!r} is outside [0, 1); it is a share of all images")
         require(self.padding >= 0, f"padding: {self.padding} is negative")
         require(self.image_size is None or self.image_size >= 1, f"image_size: {self.image_size} is below 1")

@@ -13,7 +13,7 @@ import yaml
 from robustscale.attacks.base import Goal
 from robustscale.attacks.fgsm import FGSM
 from robustscale.attacks.pgd import PGD
-from robustscale.config import KINDS, component_name, components, decode, encode, override
+from robustscale.config import KINDS, component_name, components, decode, encode, override, override_threats
 from robustscale.engine.optim import SGD, AdamW
 from robustscale.engine.schedule import Cosine, Piecewise
 from robustscale.errors import InputError
@@ -341,3 +341,12 @@ def test_an_attack_is_no_objective() -> None:
 def test_identity_is_what_determines_the_result(change: dict[str, Any], same: bool) -> None:
     assert (identity(override(Run(), change)) == identity(Run())) is same
     assert identity(Run()) == json.loads(json.dumps(identity(Run())))
+
+
+def test_one_change_reaches_every_threat_model() -> None:
+    run = override_threats(Run(), {"name": "l2"})
+    run = override_threats(run, {"eps": "64/255"})
+    threats = [run.objective.attack.threat, run.evaluation.attack.threat, run.evaluation.monitor.threat]  # type: ignore[attr-defined]
+    assert threats == [L2(64 / 255)] * 3
+    with pytest.raises(InputError, match="did you mean 'linf'"):
+        override_threats(Run(), {"name": "lin"})

@@ -266,7 +266,7 @@ SPOILT: list[tuple[str, str, Break, str]] = [
     ("evaluate", "result.json", lambda p: p.write_text("{}"), "result.json: not what pretrain writes"),
     ("evaluate", "weights/last.safetensors", lambda p: p.unlink(), "has no last weights yet"),
     ("evaluate", "weights/last.safetensors", foreign, "last.safetensors: not weights of this run's network"),
-    ("export", "weights/best.safetensors", foreign, "best.safetensors: not weights of this run's network"),
+    ("export", "weights/last.safetensors", foreign, "last.safetensors: not weights of this run's network"),
 ]
 
 
@@ -300,7 +300,7 @@ def test_a_run_is_exported_by_its_name(
 ) -> None:
     shutil.copytree(finished, tmp_path / "runs" / "named")
     assert enter("export", ("named", "--format", "safetensors"), monkeypatch) == 0
-    assert str(tmp_path / "runs" / "named" / "export" / "best.safetensors") in capsys.readouterr().out
+    assert str(tmp_path / "runs" / "named" / "export" / "last.safetensors") in capsys.readouterr().out
 
 
 def test_a_shown_configuration_is_read_back(

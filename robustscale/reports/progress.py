@@ -36,12 +36,12 @@ class Pace:
         self.clock = clock
         self.phase: object = None
         self.done = self.total = self.first = 0
-        self.since = 0.0
+        self.since = self.seen = 0.0
 
     def at(self, phase: object, done: int, total: int) -> None:
         if phase != self.phase or done < self.done:
             self.phase, self.since, self.first = phase, self.clock(), done
-        self.done, self.total = done, total
+        self.done, self.total, self.seen = done, total, self.clock()
 
     def share(self) -> str:
         return f"{100 * self.done // self.total} %" if self.total else ""
@@ -49,8 +49,8 @@ class Pace:
     def left(self) -> str | None:
         if self.done <= self.first or self.done >= self.total:
             return None
-        seconds = (self.clock() - self.since) / (self.done - self.first) * (self.total - self.done)
-        return f"{duration(seconds)} left"
+        seconds = (self.seen - self.since) / (self.done - self.first) * (self.total - self.done)
+        return f"{duration(max(0.0, seconds - (self.clock() - self.seen)))} left"
 
 
 class Display:

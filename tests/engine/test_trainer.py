@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
 from robustscale.engine.callback import Callback
+from robustscale.engine.callbacks.monitor import Monitor
+from robustscale.engine.folder import RunFolder
 from robustscale.engine.step import TrainStep
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import Diverged
 from robustscale.testing.gloo import run_ranks
-from tests.engine.small import small_run, train, train_rank
+from tests.engine.small import MemoryLoader, small_run, train, train_rank
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -133,3 +136,19 @@ def test_clipping_bounds_the_step() -> None:
 def test_divergence_names_the_step_and_the_remedy() -> None:
     with pytest.raises(Diverged, match=r"step \d+: .* lower optimizer.lr"):
         train(small_run(optimizer={"lr": 1e18}, epochs=20))
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    """At a learning rate of nearly nothing RA never rises: the first look is the best, and the third is the last."""
+    run = small_run(
+        epochs=9, optimizer={"lr": 1e-9}, evaluation={"patience": 2, "monitor": {"threat": {"eps": 0.1}, "steps": 1}}
+    )
+    folder = RunFolder(tmp_path)
+    held_out = MemoryLoader(run, 0, 1)
+    trainer = train(run, root=tmp_path / "checkpoints", callbacks=[Monitor(run, folder, held_out)])[2]
+    assert trainer.stop
+    assert trainer.epoch == 3
+    with safetensors.safe_open(folder.weights_path("best"), "pt") as best:
+        assert json.loads(best.metadata()["facts"])["epoch"] == 1
+    again = train(run, root=tmp_path / "checkpoints", callbacks=[Monitor(run, folder, held_out)])[2]
+    assert again.epoch == 3, "a stopped run stays stopped when it is resumed"
