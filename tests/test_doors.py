@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -166,21 +167,28 @@ def test_pretrain_refuses_what_does_not_fit_its_data(options: str, message: str,
     assert message in refused("pretrain", "--data.source", data, *options.split())
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 500 bytes; the kernel's error is then of the kind that a full disk gives."""
+    """No file may grow beyond 500 bytes; the kernel's error is then of the kind that a full disk gives.
+
+    Not a fixture: pytest itself would fail to write its dots to a log file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_refused(data: Path, finished: Path, tmp_path: Path, refused: Refused) -> None:
-    assert "digits/run.json: cannot be written (File too large)" in refused("pretrain", "--data.source", data)
-    assert "can't be written (File too large)" in refused("prepare", "digits", tmp_path / "digits.beton")
     output = tmp_path / "out"
-    said = refused("export", finished, "--format", "safetensors", "--output", output)
+    with small_disk():
+        trained = refused("pretrain", "--data.source", data)
+        prepared = refused("prepare", "digits", tmp_path / "digits.beton")
+        said = refused("export", finished, "--format", "safetensors", "--output", output)
+    assert "digits/run.json: cannot be written (File too large)" in trained
+    assert "can't be written (File too large)" in prepared
     assert f"{output}: cannot be written" in said and not output.exists()
 
 
