@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -79,6 +80,7 @@ _terminated: list[int] = []
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     _terminated.append(number)
+    print("terminated; the same command goes on from the last checkpoint", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
