@@ -13,18 +13,20 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from data_loaders.order import Order
+from robustscale import recipes
 from robustscale.attacks.pgd import PGD
-from robustscale.config import override
+from robustscale.config import components, override
 from robustscale.engine.backend import LocalBackend
 from robustscale.engine.callback import Callback
 from robustscale.engine.optim import SGD
 from robustscale.engine.trainer import Trainer
 from robustscale.models.network import build
 from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.models.wide_resnet import WideResNet
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.run import Run
 from robustscale.threat import Linf
-from robustscale.types import Backend, Batch, DataSpec, Share
+from robustscale.types import Backend, Batch, DataSpec, Objective, Share
 
 SPEC = DataSpec(channels=1, height=8, width=8, classes=10, mean=(0.3,), std=(0.37,))
 
@@ -57,6 +59,32 @@ def small_run(**changes: Any) -> Run:
         log_every=1,
     )
     return override(run, changes)
+
+
+def golden_trace(run: Run) -> list[float]:
+    """Loss at every step, in float64. In float32 a trace would differ from processor to processor: PGD's sign amplifies
+    rounding so much that weights moved by 1e-6 move a loss by up to 14 % within six steps."""
+    network = build(run.model, SPEC, run.seed).double()
+    loader = MemoryLoader(run, 0, 1)
+    loader.x = loader.x.double()
+    trace = Trace()
+    Trainer(run, network, loader, LocalBackend(), [trace]).fit()
+    return trace.losses
+
+
+def golden_runs() -> dict[str, Run]:
+    """What the golden traces are of: every objective, and every recipe with a small network on the digits."""
+    runs = {}
+    for name in components(Objective):
+        attack = {} if name == "natural" else {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
+        runs[name] = small_run(objective={"name": name, **attack})
+    for name in recipes.names():
+        run = recipes.get(name)
+        small = {"depth": 10, "widen": 1} if isinstance(run.model, WideResNet) else {"width": 1 / 16}
+        model = {"depth": 8, "base": 4} if isinstance(run.model, ResNetCifar) else small
+        changes = {"model": model, "epochs": 2, "batch_size": 40, "log_every": 1, "clip": None, "precision": "fp32"}
+        runs[f"recipe-{name}"] = override(run, changes)
+    return runs
 
 
 class Trace(Callback):

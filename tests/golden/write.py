@@ -7,16 +7,13 @@ from pathlib import Path
 
 import torch
 
-from robustscale.config import components
-from robustscale.types import Objective
-from tests.engine.small import small_run, train
+from tests.engine.small import golden_runs, golden_trace
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in components(Objective):
-        attack = {} if name == "natural" else {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
-        losses, _, _ = train(small_run(objective={"name": name, **attack}))
+    for name, run in golden_runs().items():
+        losses = golden_trace(run)
         (Path(__file__).parent / f"{name}.json").write_text(json.dumps(losses, indent=1) + "\n")
 
 
