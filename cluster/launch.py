@@ -60,7 +60,7 @@ def ray_cluster(cluster: Cluster, folder: RunFolder, show: Show) -> Iterator[Non
 def _token(folder: RunFolder) -> Iterator[Path]:
     """A secret for a cluster of our own. Ray would write a world-readable one into the home folder, and later clusters
     would pick it up."""
-    token = folder.path / ".ray_token"
+    token = folder.path / f".ray_token.{os.getpid()}"
     token.unlink(missing_ok=True)
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +58,6 @@ def evaluate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options:
 
 def main(config: Mapping[str, Any]) -> None:
     """Ray Train's entry on each rank."""
-    started = time.monotonic()
     torch.set_num_threads(config["threads"])
     run = decode(Run, config["run"])
     backend = DdpBackend(cpu=not config["gpu"])
@@ -70,7 +68,7 @@ def main(config: Mapping[str, Any]) -> None:
             board.push.remote(record)
 
     _forward_warnings(emit)
-    emit({"event": "note", "message": f"{backend.world} workers up in {time.monotonic() - started:.1f} s"})
+    emit({"event": "note", "message": f"{backend.world} workers up, on {backend.device.type}"})
     folder = RunFolder(config["folder"])
     if config["task"] == "pretrain":
         pretrain(run, folder, backend, emit)
