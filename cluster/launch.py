@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -37,12 +38,12 @@ def in_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def ray_cluster(cluster: Cluster, folder: RunFolder, show: Show) -> Iterator[None]:
+def ray_cluster(cluster: Cluster, show: Show) -> Iterator[None]:
     """Ray, connected: the cluster around us, or one of our own on this machine, shut down on leaving."""
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY.items()})
     with contextlib.ExitStack() as stack:
         own = not in_cluster()
-        token = stack.enter_context(_token(folder)) if own and "RAY_AUTH_MODE" not in os.environ else None
+        token = stack.enter_context(_token()) if own and "RAY_AUTH_MODE" not in os.environ else None
         import ray  # reads these variables when it is imported
 
         stack.callback(ray.shutdown)
@@ -57,21 +58,19 @@ def ray_cluster(cluster: Cluster, folder: RunFolder, show: Show) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _token(folder: RunFolder) -> Iterator[Path]:
+def _token() -> Iterator[Path]:
     """A secret for a cluster of our own. Ray would write a world-readable one into the home folder, and later clusters
     would pick it up."""
-    token = folder.path / f".ray_token.{os.getpid()}"
-    token.unlink(missing_ok=True)
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    os.environ.update(ours)
-    try:
-        yield token
-    finally:
-        for name in ours:
-            del os.environ[name]
-        token.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="robustscale-") as private:  # nobody else may enter it
+        token = Path(private) / "ray_token"
+        token.write_text(secrets.token_hex(32))
+        ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        os.environ.update(ours)
+        try:
+            yield token
+        finally:
+            for name in ours:
+                del os.environ[name]
 
 
 _terminated: list[int] = []
@@ -80,7 +79,7 @@ _terminated: list[int] = []
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     _terminated.append(number)
-    print("terminated; the same command goes on from the last checkpoint", file=sys.stderr)
+    print("terminated", file=sys.stderr)
     raise SystemExit(128 + number)
 
 
@@ -107,11 +106,11 @@ def _start(cluster: Cluster, show: Show) -> str:
     return f"http://{context.dashboard_url}"
 
 
-def wait_for_resources(cluster: Cluster, gpu: bool, show: Show) -> None:
-    """Return once so much is free that all workers fit; raise InputError after `cluster.wait`."""
+def wait_for_resources(cluster: Cluster, gpu: bool, show: Show, wait: float) -> None:
+    """Return once so much is free that all workers fit; raise InputError after `wait` seconds."""
     import ray
 
-    deadline = time.monotonic() + cluster.wait
+    deadline = time.monotonic() + wait
     need = {"CPU": cluster.workers * cluster.cpus_per_worker, **({"GPU": cluster.workers} if gpu else {})}
     said = False
     while True:
@@ -125,17 +124,18 @@ def wait_for_resources(cluster: Cluster, gpu: bool, show: Show) -> None:
         what = f"{cluster.workers} workers need {' and '.join(parts)}"
         if time.monotonic() > deadline:
             remedy = "add nodes, lower it, or raise cluster.wait"
-            raise InputError(f"cluster.workers: {what}; waited {cluster.wait:g} s; {remedy}")
+            raise InputError(f"cluster.workers: {what}; waited {wait:g} s; {remedy}")
         if not said:
             show({"event": "note", "message": f"waiting for the cluster: {what}"})
             said = True
         time.sleep(0.5)
 
 
-def prepare_nodes(data: Data) -> None:
-    """Have every node that may run a worker prepare the data that it does not see. Raises InputError.
+def prepare_nodes(data: Data) -> str | None:
+    """Have every node that may run a worker prepare the data that it does not see; returns why one could not.
 
     Before the workers start: the others of a process group would wait for one that prepares ImageNet, and time out.
+    Raises InputError.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -152,6 +152,9 @@ def prepare_nodes(data: Data) -> None:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
         raise
+    except (ray.exceptions.RayError, ValueError) as error:  # the node went away meanwhile, or its process was killed
+        return " ".join(str(error).split())[-400:]
+    return None
 
 
 def launch(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any] | None = None) -> None:
@@ -160,16 +163,17 @@ def launch(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[
     Retries are ours, each a fresh Ray Train run that goes on from our own checkpoint: Ray's snapshot is written in
     place and can tear, and a run that Ray resumes trusts it. Raises InputError or Diverged as a worker did.
     """
-    with ray_cluster(run.cluster, folder, show):
+    with ray_cluster(run.cluster, show):
         import ray
 
         # Once: a retry after a node was lost must not go on without GPUs.
         gpu = ray.cluster_resources().get("GPU", 0) >= 1 if run.cluster.gpu is None else run.cluster.gpu
         for attempt in range(run.cluster.max_failures + 1):
-            wait_for_resources(run.cluster, gpu, show)
-            if in_cluster():
-                prepare_nodes(run.data)
-            error = _attempt(task, run, folder, show, options or {}, gpu)
+            # What a failed attempt held comes back within seconds.
+            wait_for_resources(run.cluster, gpu, show, max(run.cluster.wait, 30.0 if attempt else 0.0))
+            error = prepare_nodes(run.data) if in_cluster() else None
+            if error is None:
+                error = _attempt(task, run, folder, show, options or {}, gpu)
             if error is None:
                 return
             if attempt < run.cluster.max_failures:
@@ -205,9 +209,10 @@ def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mappin
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(folder.path / "ray"),
-            failure_config=FailureConfig(max_failures=0),
-            # mypy sees the RunConfig of the older Ray Train here.
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            # mypy sees the classes of the older Ray Train here.
+            # No limit on the controller's failures, the default, retries for ever where the group can't be placed.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     with _showing(board, show), _interruptible():

@@ -100,7 +100,11 @@ class Splits:
         older one: rows would mean other images, and what was held out could be trained on."""
         for part in parts:
             file = self.test_file if part == "test" else self.train_file
-            if file.fingerprint != facts[part]["fingerprint"]:
+            try:
+                recorded = facts[part]["fingerprint"]
+            except (KeyError, TypeError):
+                raise InputError("data.json: not what pretrain writes; restore it from a copy") from None
+            if file.fingerprint != recorded:
                 raise InputError(
                     f"{file.path}: not the {part} set of this run (other fingerprint); restore the file, "
                     "or take another --run-name"

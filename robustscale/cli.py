@@ -26,7 +26,7 @@ from robustscale.run import Run, identity
 T = TypeVar("T")
 
 
-def door(main: Callable[[], int | None]) -> NoReturn:
+def door(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
     """Run a command: InputError becomes one line and exit 2, a failed training exit 1, an interrupt exit 130."""
     try:
         sys.exit(main() or 0)
@@ -40,7 +40,7 @@ def door(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # The reader left, as `| head` does; without this, flushing at exit would complain once more.
@@ -63,7 +63,7 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
     name = take_option(rest, "--run-name")
     if name is not None:
         base = override(base, {"name": name})
-    position = 0
+    position, eps = 0, None
     while position < len(rest):
         option, equals, name = rest[position].partition("=")
         path = option.removeprefix("--").replace("-", "_").removesuffix(".name").split(".")
@@ -74,13 +74,18 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
         if not equals:
             name = take_at(rest, position + 1, option)
         del rest[position]
+        if option == "--threat.eps":
+            eps = name
+            continue
         if everywhere:
-            base = override_threats(base, {"eps" if option.endswith(".eps") else "name": name})
+            base = override_threats(base, {"name": name})
             continue
         change: Any = {"name": name}
         for part in reversed(path):
             change = {part: change}
         base = override(base, change)
+    if eps is not None:
+        base = override_threats(base, {"eps": eps})
     known = {"--help", "--threat", "--threat.eps", *_options(base)}
     for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
         if option not in known:
@@ -90,11 +95,19 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
 
 def _here(run: Run) -> Run:
     """Paths of the data made absolute: a worker's folder is another."""
-    kind, colon, path = run.data.source.rpartition(":")
-    is_path = (colon or "/" in path) and kind != "torchvision" and Path(path).exists()
+    kind, colon, path = run.data.source.partition(":")
+    if not colon:
+        kind, path = "", kind
+    is_path = path != "" and kind != "torchvision" and Path(path).exists() and (colon or not _is_kind(path))
     source = f"{kind}{colon}{Path(path).resolve()}" if is_path else run.data.source
     root = run.data.root if run.data.root.startswith("~") else str(Path(run.data.root).resolve())
     return dataclasses.replace(run, data=dataclasses.replace(run.data, source=source, root=root))
+
+
+def _is_kind(source: str) -> bool:
+    from data_loaders.sources import kinds
+
+    return source in kinds() and not Path(source, "train.beton").exists()
 
 
 def _options(value: Any, path: str = "--") -> Iterator[str]:

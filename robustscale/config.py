@@ -188,6 +188,8 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
             if current is None or current["name"] != name:
                 threat = _threat_of(current)
                 current = encode(structure())
+                if key == "threat" and "step_size" in data and "step_size" not in changes:
+                    data["step_size"] = None  # it was of another norm
                 if threat is not None:
                     _set_threat(current, threat)
         elif current is None:
@@ -197,19 +199,32 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
 
 
 def override_threats(value: T, change: typing.Mapping[str, Any]) -> T:
-    """`value` with the same change in every threat model of it; naming another one takes its defaults first."""
+    """`value` with the same change in every threat model of it; naming another one takes its defaults first.
+
+    A step size goes along: in proportion to eps, or back to the default under another norm.
+    """
 
     def walk(data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         if data.get("name") not in components(Threat):
-            return {key: walk(part) for key, part in data.items()}
+            return _stepped(data, {key: walk(part) for key, part in data.items()})
         name = change.get("name", data["name"])
         if name not in components(Threat):
             raise unknown("threat", name, components(Threat))
         return {**(data if name == data["name"] else encode(components(Threat)[name]())), **change}
 
-    return decode(type(value), walk(encode(value)))
+    # Below the root, which is no threat even where the run is called l2.
+    return decode(type(value), {key: walk(part) for key, part in encode(value).items()})
+
+
+def _stepped(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """An attack whose threat model was exchanged, with a step size that fits the new one."""
+    old, new, step = before.get("threat"), after.get("threat"), after.get("step_size")
+    if isinstance(old, dict) and isinstance(new, dict) and step is not None and old != new:
+        eps = decode(Threat, new).eps  # type: ignore[type-abstract]
+        after["step_size"] = step * eps / old["eps"] if old["name"] == new["name"] and old["eps"] else None
+    return after
 
 
 def _threat_of(data: Any) -> dict[str, Any] | None:
@@ -221,9 +236,11 @@ def _threat_of(data: Any) -> dict[str, Any] | None:
 
 
 def _set_threat(data: dict[str, Any], threat: dict[str, Any]) -> None:
+    before = dict(data)
     for key, value in data.items():
         if isinstance(value, dict):
             if value.get("name") in components(Threat):
                 data[key] = dict(threat)
             else:
                 _set_threat(value, threat)
+    _stepped(before, data)

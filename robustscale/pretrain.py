@@ -119,4 +119,4 @@ def _train(run: Run, folder: RunFolder) -> None:
 
 
 if __name__ == "__main__":
-    door(main)
+    door(main, "interrupted; the same command goes on from the last checkpoint")

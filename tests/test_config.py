@@ -175,7 +175,7 @@ def test_naming_another_attack_keeps_the_threat_model() -> None:
 def test_a_threat_that_is_named_wins() -> None:
     change = {"objective": {"name": "adversarial_regularization", "lam": 2, "attack": {"threat": "l2", "steps": 5}}}
     objective = override(with_threat(4 / 255), change).objective
-    assert objective == AdversarialRegularization(attack=PGD(threat=L2(), steps=5, step_size=0.007), lam=2.0)
+    assert objective == AdversarialRegularization(attack=PGD(threat=L2(), steps=5), lam=2.0)
     change = {"objective": {"name": "trades", "attack": {"threat": {"name": "l2", "eps": "64/255"}}}}
     assert override(with_threat(4 / 255), change).objective.attack.threat == L2(64 / 255)  # type: ignore[attr-defined]
 
@@ -350,3 +350,18 @@ def test_one_change_reaches_every_threat_model() -> None:
     assert threats == [L2(64 / 255)] * 3
     with pytest.raises(InputError, match="did you mean 'linf'"):
         override_threats(Run(), {"name": "lin"})
+    assert override_threats(Run(name="l2"), {"eps": 0.1}).evaluation.attack == PGD(Linf(0.1), steps=20)
+
+
+def test_a_step_size_goes_with_its_threat_model() -> None:
+    """2/255 in linf says nothing of l2, and twenty such steps would not reach the ball."""
+    run = Run(objective=PgdAt(PGD(Linf(8 / 255), step_size=2 / 255)))
+    assert override_threats(run, {"eps": "4/255"}).objective == PgdAt(PGD(Linf(4 / 255), step_size=1 / 255))
+    assert override_threats(run, {"name": "l2"}).objective == PgdAt(PGD(L2()))
+    assert override(run, {"objective": {"attack": {"threat": "l2"}}}).objective == PgdAt(PGD(L2()))
+    kept = {"objective": {"attack": {"threat": "l2", "step_size": 0.1}}}
+    assert override(run, kept).objective == PgdAt(PGD(L2(), step_size=0.1))
+    # The default of another objective is for another radius than the one that is kept.
+    changed = override(run, {"objective": "adversarial_regularization"}).objective
+    assert changed.attack.threat == Linf(8 / 255)  # type: ignore[attr-defined]
+    assert changed.attack.step_size == pytest.approx(0.007 * (8 / 255) / 0.03)  # type: ignore[attr-defined]

@@ -27,7 +27,8 @@ class RunFolder:
     """run.json, data.json, metrics.jsonl, weights/, checkpoints/, result.json and what is drawn from them."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        # Ray Train moves its workers to a folder of its own.
+        self.path = Path(path).expanduser().resolve()
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"

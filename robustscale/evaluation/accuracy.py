@@ -138,19 +138,21 @@ def _attacked(f: Forward, batch: Batch, name: str, attacker: Attacker, seed: int
     noise = Noise.of(seed, batch.index, "evaluate", name)
     restarts = getattr(attacker.attack, "restarts", 1)
     if restarts == 1:
-        return _attacked_once(f, batch, name, attacker, noise)
+        return _attacked_once(f, batch, name, attacker, noise, noise)
     once = Attacker(dataclasses.replace(attacker.attack, restarts=1), attacker.goal)  # type: ignore[type-var]
     verdict = batch.y
     for restart in range(restarts):
-        predicted = _attacked_once(f, batch, name, once, noise.fold("restart", restart) if restart else noise)
+        start = noise.fold("restart", restart) if restart else noise
+        predicted = _attacked_once(f, batch, name, once, noise, start)
         verdict = torch.where(verdict == batch.y, predicted, verdict)
     return verdict
 
 
-def _attacked_once(f: Forward, batch: Batch, name: str, attacker: Attacker, noise: Noise) -> Tensor:
+def _attacked_once(f: Forward, batch: Batch, name: str, attacker: Attacker, goal: Noise, start: Noise) -> Tensor:
+    """`goal` draws the target, one for all restarts; `start` the start."""
     broken = torch.zeros(len(batch.y), dtype=torch.bool, device=batch.x.device)
-    score = _watched(attacker.goal.score(f, batch.x, batch.y, noise), broken)
-    x_adv = attacker.attack(score, batch.x, noise=noise)
+    score = _watched(attacker.goal.score(f, batch.x, batch.y, goal), broken)
+    x_adv = attacker.attack(score, batch.x, noise=start)
     broken |= ~x_adv.isfinite().flatten(1).all(1)
     x_adv = torch.where(broken.view(-1, *(1,) * (x_adv.dim() - 1)), batch.x, x_adv)
     _check_inside(name, threat_of(attacker.attack), x_adv, batch)

@@ -72,7 +72,7 @@ def test_a_finished_run_says_so_and_does_nothing(
 ) -> None:
     folder, _ = finished
     before = (folder.path / "result.json").stat().st_mtime_ns
-    done = command("robustscale.pretrain", "--resume", folder.path, env=ray_head)
+    done = command("robustscale.pretrain", "--resume", os.path.relpath(folder.path, ROOT), env=ray_head)
     assert done.returncode == 0 and "finished" in done.stdout
     assert (folder.path / "result.json").stat().st_mtime_ns == before
 
@@ -91,7 +91,8 @@ def test_evaluation_counts_every_image_once_whatever_the_workers(
     folder, _ = finished
     tables = []
     for workers in (1, 3):
-        done = command("robustscale.evaluate", folder.path, "--workers", workers, env=ray_head)
+        # A relative path: Ray Train's workers stand in a folder of their own.
+        done = command("robustscale.evaluate", os.path.relpath(folder.path, ROOT), "--workers", workers, env=ray_head)
         assert done.returncode == 0, done.stdout
         tables.append(pq.read_table(folder.evaluation / "examples.parquet"))
         assert tables[-1]["index"].to_pylist() == list(range(360))

@@ -20,7 +20,7 @@ from robustscale.noise import Noise
 from robustscale.testing.gloo import run_ranks
 from robustscale.testing.linear import Linear
 from robustscale.threat import L2, Linf, Threat
-from robustscale.types import Batch, Score, Share
+from robustscale.types import Batch, Forward, Score, Share
 
 SHAPE = (1, 3, 3)
 
@@ -330,3 +330,24 @@ def test_restarts_count_as_broken_where_any_of_them_fools_the_network() -> None:
         survived &= model(x_adv).argmax(1) == y
     assert torch.equal(examples.robust("pgd"), survived)
     assert int(survived.sum()) < int(kept.sum())
+
+
+def test_restarts_have_one_target() -> None:
+    """A random target is drawn per example, not per restart: it is the same threat with one restart and with four."""
+    loader = Slices(60, 60, classes=10)
+    targets = []
+
+    class Asked(Goal):
+        def score(self, f: Forward, x: Tensor, y: Tensor, noise: Noise) -> Score:
+            targets.append(noise.fold("target").below(9))
+            return super().score(f, x, y, noise)
+
+    judge(
+        Linear.random(10, SHAPE),
+        loader,
+        {"pgd": Attacker(PGD(Linf(0.1), steps=1, restarts=4), Asked(target="random"))},
+        LocalBackend(),
+        0,
+    )
+    assert len(targets) == 4
+    assert all(torch.equal(target, targets[0]) for target in targets)
