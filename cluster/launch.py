@@ -153,7 +153,7 @@ def prepare_nodes(data: Data) -> str | None:
             raise InputError(str(error.cause)) from None
         raise
     except (ray.exceptions.RayError, ValueError) as error:  # the node went away meanwhile, or its process was killed
-        return " ".join(str(error).split())[-400:]
+        return _short(error)
     return None
 
 
@@ -245,7 +245,13 @@ def _reason(failure: BaseException) -> str:
             for kind in (InputError, Diverged):
                 if isinstance(error, kind):
                     raise kind(str(error.args[0])) from None
-    return " ".join(str(causes[0]).split())[-400:]
+    return _short(causes[0])
+
+
+def _short(error: BaseException) -> str:
+    """One line of bearable length: what happened stands at its beginning, or, in a traceback, at its end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
