@@ -82,7 +82,7 @@ class Pipeline:
                 index = to_device(torch.tensor(cut.rows), self._device)
                 y = to_device(torch.from_numpy(self._beton.labels[cut.rows]), self._device)
                 x = self._augmentation(to_device(pixels, self._device), index, epoch)
-                yield Share(Batch(x, y, index), cut.sizes, cut.total)
+                yield Share(Batch.of(x, y, index), cut.sizes, cut.total)
 
     def _request(self, rows: NDArray[np.int64], epoch: int) -> Request:
         sizes = self._beton.heights[rows], self._beton.widths[rows]

@@ -18,7 +18,17 @@ import tyro
 import yaml
 
 from robustscale import recipes
-from robustscale.config import KINDS, components, decode, encode, override, override_threats, structure, unknown
+from robustscale.config import (
+    KINDS,
+    components,
+    decode,
+    encode,
+    items_of,
+    override,
+    override_threats,
+    structure,
+    unknown,
+)
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import Diverged, InputError, WorkersFailed
 from robustscale.run import Run, identity
@@ -113,10 +123,14 @@ def _is_kind(source: str) -> bool:
 def _options(value: Any, path: str = "--") -> Iterator[str]:
     """Every option that sets a field of `value`."""
     for field in dataclasses.fields(value):
-        option = path + field.name.replace("_", "-")
+        option, part = path + field.name.replace("_", "-"), getattr(value, field.name)
         yield option
-        if dataclasses.is_dataclass(getattr(value, field.name)):
-            yield from _options(getattr(value, field.name), option + ".")
+        parts = {option: part}
+        if isinstance(part, tuple):
+            parts = {f"{option}.{number}": item for number, item in enumerate(part)}
+        for inner, item in parts.items():
+            if dataclasses.is_dataclass(item):
+                yield from _options(item, inner + ".")
 
 
 def take_at(args: list[str], position: int, option: str) -> str:
@@ -127,9 +141,18 @@ def take_at(args: list[str], position: int, option: str) -> str:
 
 def _is_component(run: Run, path: list[str]) -> bool:
     value: Any = run
-    for part in path[:-1]:
-        value = getattr(value, part, None)
-    return dataclasses.is_dataclass(value) and structure(type(value), path[-1]) in KINDS
+    kind: Any = None
+    item_kind: Any = None
+    for part in path:
+        if isinstance(value, tuple):
+            number = int(part) if part.isdecimal() else len(value)
+            kind, value = item_kind, value[number] if number < len(value) else None
+        elif dataclasses.is_dataclass(value):
+            kind, item_kind = structure(type(value), part), items_of(type(value), part)
+            value = getattr(value, part, None)
+        else:
+            return False
+    return kind in KINDS
 
 
 def parse(target: Callable[..., T], args: Sequence[str], prog: str, description: str, default: Any = None) -> T:

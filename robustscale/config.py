@@ -100,6 +100,13 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
+def item_kind(hint: Any) -> Any:
+    """The dataclass or component kind of which `hint` is a tuple; else None."""
+    if typing.get_origin(hint) is not tuple or typing.get_args(hint)[1:] != (...,):
+        return None
+    return _structure(typing.get_args(hint)[0])
+
+
 def _structure(hint: Any) -> Any:
     """The dataclass or component kind inside `hint` or `hint | None`; else None."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -109,6 +116,12 @@ def _structure(hint: Any) -> Any:
 def structure(cls: type, name: str) -> type | None:
     """The dataclass or component kind that a field of `cls` holds; None for a plain value or an unknown field."""
     found: type | None = _structure(_hints(cls).get(name))
+    return found
+
+
+def items_of(cls: type, name: str) -> type | None:
+    """The dataclass or component kind of which a field of `cls` is a tuple; else None."""
+    found: type | None = item_kind(_hints(cls).get(name))
     return found
 
 
@@ -141,6 +154,11 @@ def decode(cls: type[T], data: Any, path: str = "") -> T:
 
 
 def _field(hint: Any, value: Any, path: str) -> Any:
+    item = item_kind(hint)
+    if item is not None:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{path}: expected a list, got {value!r}")
+        return tuple(decode(item, part, f"{path}.{number}") for number, part in enumerate(value))
     structure = _structure(hint)
     if structure is not None and not (value is None and type(None) in typing.get_args(hint)):
         return decode(structure, value, path)
@@ -172,39 +190,66 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
         where = f"{path}.{key}".lstrip(".")
         if key not in hints or (key not in data and key != "name"):
             raise unknown(f"{path or 'configuration'}: field", key, [f.name for f in dataclasses.fields(cls)])
-        structure = _structure(hints[key])
-        if structure is None or change is None:
+        item, structure = item_kind(hints[key]), _structure(hints[key])
+        if item is not None and isinstance(change, typing.Mapping):
+            data[key] = _items(list(data[key]), change, item, where)
+        elif structure is None or change is None:
             data[key] = change
-            continue
-        if isinstance(change, str) and structure in KINDS:
-            change = {"name": change}
-        if not isinstance(change, typing.Mapping):
-            raise InputError(f"{where}: expected a mapping of fields, got {change!r}")
-        change = dict(change)
-        current = data[key]
-        if structure in KINDS:
-            name = change.pop("name", (current or {}).get("name"))
-            structure = _component(structure, name, where)
-            if current is None or current["name"] != name:
-                threat = _threat_of(current)
-                current = encode(structure())
-                if key == "threat" and "step_size" in data and "step_size" not in changes:
-                    data["step_size"] = None  # it was of another norm
-                if threat is not None:
-                    _set_threat(current, threat)
-        elif current is None:
+        else:
+            before = data[key]
+            data[key] = _exchanged(before, change, structure, where)
+            other_norm = key == "threat" and before["name"] != data[key]["name"]
+            if other_norm and "step_size" in data and "step_size" not in changes:
+                data["step_size"] = None
+
+
+def _items(items: list[Any], changes: typing.Mapping[str, Any], kind: type, path: str) -> list[Any]:
+    """A list with changes by number, as in {"1": {"steps": 5}}; the number after the last adds one."""
+    for number, change in changes.items():
+        where = f"{path}.{number}"
+        if not str(number).isdecimal() or int(number) > len(items):
+            raise InputError(f"{where}: there are {len(items)} of them, counted from 0")
+        items = [*items, None] if int(number) == len(items) else items
+        items[int(number)] = _exchanged(items[int(number)], change, kind, where)
+    return items
+
+
+def _exchanged(current: Any, change: Any, structure: type, path: str) -> Any:
+    """A dataclass with changes, or another component in its place."""
+    if isinstance(change, str) and structure in KINDS:
+        change = {"name": change}
+    if not isinstance(change, typing.Mapping):
+        raise InputError(f"{path}: expected a mapping of fields, got {change!r}")
+    change = dict(change)
+    if structure in KINDS:
+        name = change.pop("name", (current or {}).get("name"))
+        structure = _component(structure, name, path)
+        if current is None or current["name"] != name:
+            threat = _threat_of(current)
             current = encode(structure())
-        data[key] = current
-        _merge(current, change, structure, where)
+            if threat is not None:
+                _set_threat(current, threat)
+    elif current is None:
+        current = encode(structure())
+    _merge(current, change, structure, path)
+    return current
 
 
 def override_threats(value: T, change: typing.Mapping[str, Any]) -> T:
     """`value` with the same change in every threat model of it; naming another one takes its defaults first.
 
-    A step size goes along: in proportion to eps, or back to the default under another norm.
+    A step size goes along: in proportion to eps, or back to the default under another norm. Raises InputError where
+    one attack is made of several in different norms: it is not said which of them is meant.
     """
 
     def walk(data: Any) -> Any:
+        if isinstance(data, list):
+            norms = {threat["name"] for threat in map(_threat_of, data) if threat is not None}
+            if len(norms) > 1:
+                raise InputError(
+                    f"threat: {change!r} for attacks in {' and '.join(sorted(norms))}; set the threat of each of them"
+                )
+            return [walk(item) for item in data]
         if not isinstance(data, dict):
             return data
         if data.get("name") not in components(Threat):
@@ -228,19 +273,34 @@ def _stepped(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _threat_of(data: Any) -> dict[str, Any] | None:
-    if not isinstance(data, dict):
-        return None
-    if data.get("name") in components(Threat):
-        return data
-    return next((t for t in map(_threat_of, data.values()) if t is not None), None)
+    """The first threat model inside."""
+    return next(_threats_of(data), None)
+
+
+def _threats_of(data: Any) -> typing.Iterator[dict[str, Any]]:
+    if isinstance(data, dict) and data.get("name") in components(Threat):
+        yield data
+    elif isinstance(data, (dict, list)):
+        for part in data.values() if isinstance(data, dict) else data:
+            yield from _threats_of(part)
 
 
 def _set_threat(data: dict[str, Any], threat: dict[str, Any]) -> None:
-    before = dict(data)
-    for key, value in data.items():
-        if isinstance(value, dict):
-            if value.get("name") in components(Threat):
-                data[key] = dict(threat)
+    """Put a threat model in the place of every one inside; of several in different norms, of its own norm's alone."""
+    several = len({t["name"] for t in _threats_of(data)}) > 1
+
+    def walk(data: Any) -> None:
+        if isinstance(data, list):
+            for item in data:
+                walk(item)
+        if not isinstance(data, dict):
+            return
+        before = dict(data)
+        for key, value in data.items():
+            if isinstance(value, dict) and value.get("name") in components(Threat):
+                data[key] = dict(threat) if not several or value["name"] == threat["name"] else value
             else:
-                _set_threat(value, threat)
-    _stepped(before, data)
+                walk(value)
+        _stepped(before, data)
+
+    walk(data)

@@ -1,4 +1,4 @@
-"""Per-example losses. Logits (N, C), classes (N,) int64; every result is (N,)."""
+"""Per-example losses. Logits (N, C), classes y, t (N,) int64; every result is (N,)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y."""
-    return F.cross_entropy(_wide(logits), y, reduction="none")
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-log p_y, or -Σ q log p for a target of probabilities q (N, C)."""
+    logits = _wide(logits)
+    if target.is_floating_point():
+        target = target.to(logits.dtype)
+    return F.cross_entropy(logits, target, reduction="none")
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -29,3 +32,26 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     own = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - own
+
+
+def targeted_margin(logits: Tensor, t: Tensor) -> Tensor:
+    """z_t - max_{i≠t} z_i: positive where the image is taken for the target."""
+    return -margin(logits, t)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The difference of logits ratio, (max_{i≠y} z_i - z_y) / (z_π1 - z_π3), π the descending order.
+
+    Croce and Hein 2020, https://arxiv.org/abs/2003.01690, equation 6: unlike cross-entropy it is invariant to the
+    scale of the logits. Needs 3 classes. The authors' code adds 1e-12 to the denominator, as here.
+    """
+    ordered = _wide(logits).sort(1, descending=True).values
+    return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """(z_t - z_y) / (z_π1 - (z_π3 + z_π4) / 2), equation 7 of the same paper. Needs 4 classes."""
+    logits = _wide(logits)
+    ordered = logits.sort(1, descending=True).values
+    gap = (logits.gather(1, t[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    return gap / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +48,25 @@ class Noise:
 
     keys: Tensor
     """(N,) int64."""
+    common: int
+    """The key of the path alone: of what a whole batch draws together."""
 
     @classmethod
     def of(cls, seed: int, index: Tensor, *path: int | str) -> Noise:
-        return cls(_mix(_mix(index.to(torch.int64) * _GOLDEN) ^ key_of(seed, *path)))
+        common = key_of(seed, *path)
+        return cls(_mix(_mix(index.to(torch.int64) * _GOLDEN) ^ common), common)
 
     def fold(self, *path: int | str) -> Noise:
         """Streams that share nothing with these: for a restart, a second draw, another purpose."""
-        return Noise(_mix(self.keys ^ key_of(*path)))
+        return Noise(_mix(self.keys ^ key_of(*path)), key_of(self.common, *path))
+
+    def rows(self, rows: Tensor) -> Noise:
+        """The streams of some of the examples."""
+        return Noise(self.keys[rows], self.common)
+
+    def together(self) -> Noise:
+        """One stream (N = 1) for the whole batch: equal in every shard and on every worker."""
+        return Noise(torch.tensor([self.common], device=self.keys.device), self.common)
 
     def _bits(self, shape: tuple[int, ...]) -> Tensor:
         counter = torch.arange(1, math.prod(shape) + 1, device=self.keys.device, dtype=torch.int64)
@@ -76,3 +90,60 @@ def permutation(n: int, *path: int | str) -> NDArray[np.int64]:
     """A permutation of range(n) that is a pure function of the path."""
     keys = Noise.of(0, torch.arange(n), "permutation", *path).keys
     return torch.argsort(keys, stable=True).numpy()
+
+
+class _Draws:
+    """What the layers of a randomised network draw from: the examples' streams, and how many draws were made."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise, self.count = noise, 0
+
+
+_DRAWS: ContextVar[_Draws | None] = ContextVar("draws", default=None)
+
+
+@contextmanager
+def drawing(noise: Noise) -> Iterator[None]:
+    """While the block runs, randomised layers draw from these streams: another draw at each call of each layer, and
+    the same draws whenever the block is run again."""
+    token = _DRAWS.set(_Draws(noise))
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)
+
+
+@contextmanager
+def drawing_rows(rows: Tensor) -> Iterator[None]:
+    """While the block runs, the network is given these rows of the batch alone."""
+    draws = _DRAWS.get()
+    if draws is None:
+        yield
+        return
+    before = draws.noise
+    draws.noise = before.rows(rows)
+    try:
+        yield
+    finally:
+        draws.noise = before
+
+
+def next_draw(x: Tensor) -> Noise:
+    """For a randomised layer: fresh streams, one for each row of x (N, ...).
+
+    A batch of k·n rows where n examples are expected is taken as k copies of them, with draws of their own. Outside
+    of `drawing` the streams are keyed by torch's global generator, so that a network used on its own is random.
+    """
+    draws = _DRAWS.get()
+    if draws is None:
+        seed = int(torch.randint(2**62, ()))
+        return Noise.of(seed, torch.arange(len(x), device=x.device), "alone")
+    draws.count += 1
+    noise = draws.noise.fold("draw", draws.count)
+    n = len(noise.keys)
+    if len(x) == n:
+        return noise
+    if n == 0 or len(x) % n:
+        raise ValueError(f"a network got {len(x)} images while {n} examples were announced to `drawing`")
+    keys = torch.cat([noise.fold("copy", k).keys for k in range(len(x) // n)])
+    return Noise(keys, noise.common)

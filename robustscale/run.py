@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal
+
+from torch import nn
 
 from robustscale.attacks.base import Goal
 from robustscale.attacks.pgd import PGD
 from robustscale.config import encode
 from robustscale.engine.optim import SGD
 from robustscale.engine.schedule import Piecewise
+from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models.resnet import ResNet
 from robustscale.objectives.pgd_at import PgdAt
-from robustscale.types import Attack, DataSpec, Model, Objective, Optimizer, Schedule
+from robustscale.types import Attack, DataSpec, Model, Objective, Optimizer, Schedule, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,11 @@ class Data:
     """... and divides by this."""
     workers: int = 1
     """Loader threads (ffcv) or processes (torch) per training worker."""
+    unlabelled: str | None = None
+    """A .beton file of further images whose labels are pseudo-labels, as `python -m robustscale.pseudo_label` writes;
+    for the objectives that train on both (RST)."""
+    labelled_share: float = 0.5
+    """Share of every global batch that comes from `source`, where there are unlabelled images."""
 
     def __post_init__(self) -> None:
         require(self.source.strip() != "", "source: is empty; digits, cifar10 or folder:PATH, for example")
@@ -51,6 +59,10 @@ class Data:
         require(self.padding >= 0, f"padding: {self.padding} is negative")
         require(self.image_size is None or self.image_size >= 1, f"image_size: {self.image_size} is below 1")
         require(self.workers >= 0, f"workers: {self.workers} is negative; it counts loader threads")
+        require(
+            0 < self.labelled_share < 1,
+            f"labelled_share: {self.labelled_share!r} is outside (0, 1); it is a share of each batch",
+        )
         require(self.std == "dataset" or all(s > 0 for s in self.std), f"std: {self.std!r} must be positive")
         require(
             self.mean == "dataset" or self.std == "dataset" or len(self.mean) == len(self.std),
@@ -184,16 +196,29 @@ class Run:
             self.evaluation.patience is None or self.data.held_out > 0,
             "evaluation.patience: early stopping needs a held-out part; set data.held_out to 0.1",
         )
+        _require_parts(self, Setting(self.model, self.data.unlabelled is not None), "")
 
 
-def require_fit(run: Run, data: DataSpec) -> None:
-    """Raise InputError where the run asks for what its data does not have."""
-    goals = {"evaluation.goal": run.evaluation.goal, "objective.goal": getattr(run.objective, "goal", Goal())}
-    for path, goal in goals.items():
-        require(
-            not isinstance(goal.target, int) or goal.target < data.classes,
-            f"{path}.target: {goal.target} is not one of the {data.classes} classes; the last is {data.classes - 1}",
-        )
+def require_fit(run: Run, data: DataSpec, network: nn.Module | None = None) -> None:
+    """Raise InputError where a part of the run asks for what its data, or its network, does not have."""
+    _require_parts(run, Setting(run.model, run.data.unlabelled is not None, data, network), "")
+
+
+def _require_parts(part: object, setting: Setting, path: str) -> None:
+    """Ask every component that has demands; the error names where it sits."""
+    if isinstance(part, tuple) and not hasattr(part, "_fields"):
+        for number, item in enumerate(part):
+            _require_parts(item, setting, f"{path}.{number}")
+    if not is_dataclass(part):
+        return
+    for field in fields(part):
+        _require_parts(getattr(part, field.name), setting, f"{path}.{field.name}".lstrip("."))
+    demand = getattr(part, "require", None)
+    if demand is not None:
+        try:
+            demand(setting)
+        except InputError as error:
+            raise InputError(f"{path}.{error}".lstrip(".")) from None
 
 
 def identity(run: Run) -> dict[str, object]:
@@ -202,9 +227,9 @@ def identity(run: Run) -> dict[str, object]:
     Left out: where data lies and how it is loaded, the workers (deterministic reduction ends bitwise equal for any
     number; fast within rounding and BatchNorm's share), checkpoints, and how often progress is reported.
     """
-    fields = encode(run)
+    encoded = encode(run)
     for name in ("name", "cluster", "checkpoints", "log_every"):
-        del fields[name]
+        del encoded[name]
     for name in ("root", "loader", "workers"):
-        del fields["data"][name]
-    return fields  # type: ignore[no-any-return]
+        del encoded["data"][name]
+    return encoded  # type: ignore[no-any-return]

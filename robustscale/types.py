@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,11 +15,12 @@ Score = Callable[[Tensor], Tensor]
 """x (N, C, H, W) -> (N,): larger is worse for the model. All that an attack knows of the model."""
 
 Forward = Callable[..., Tensor]
-"""The model: images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+"""The model: images (N, C, H, W) in [0, 1] -> logits (N, classes).
+Conditional models take (N,) conditions after the images."""
 
 
 class Batch(NamedTuple):
-    """Examples on the device."""
+    """Examples on the device; `Batch.of` makes one of plain labelled images."""
 
     x: Tensor
     """(N, C, H, W) float32 in [0, 1]; never normalised."""
@@ -26,6 +28,18 @@ class Batch(NamedTuple):
     """(N,) int64 class."""
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing uses
     """(N,) int64: the example's id in its data set, the key of all its randomness."""
+    labelled: Tensor
+    """(N,) bool: False where y is a pseudo-label."""
+    target: Tensor
+    """What the loss descends towards: y, or (N, classes) probabilities where labels are smoothed. Attacks take y."""
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, index: Tensor) -> Batch:
+        return cls(x, y, index, torch.ones_like(y, dtype=torch.bool), y)
+
+    def rows(self, rows: Tensor | slice) -> Batch:
+        """Some of the examples."""
+        return Batch(*(column[rows] for column in self))
 
 
 class Share(NamedTuple):
@@ -76,11 +90,23 @@ class Attack(Protocol):
     ) -> Tensor: ...
 
 
-@runtime_checkable
-class Objective(Protocol):
-    """A training objective; a frozen dataclass that is its own configuration."""
+class Objective(ABC):
+    """A training objective: a frozen dataclass that is its own configuration.
 
-    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss: ...
+    In two parts, the inner maximisation and the loss at what it found, so that weights may be moved in between
+    (AWP). `perturb` runs on the bare module and touches no parameter gradient; `loss` runs on the model as given, so
+    that gradients are averaged over the workers, and returns the mean over the batch.
+    """
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Any:
+        """What `loss` needs of the attack: x' as a rule."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, found: Any, at: Progress) -> Loss: ...
+
+    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
+        return self.loss(model, batch, self.perturb(model, batch, at), at)
 
 
 @runtime_checkable
@@ -88,6 +114,18 @@ class Model(Protocol):
     """A network's configuration; `build` makes the network, without its normalisation."""
 
     def build(self, data: DataSpec) -> nn.Module: ...
+
+
+class Setting(NamedTuple):
+    """What surrounds a component in its Run. A component with demands has a method `require(setting)`, which raises
+    InputError; it is asked when the Run is built, and again, before Ray starts, once data and network are known."""
+
+    model: Model
+    unlabelled: bool
+    """Whether the run has a source of pseudo-labelled images."""
+    data: DataSpec | None = None
+    network: nn.Module | None = None
+    """In training mode, on the CPU."""
 
 
 @runtime_checkable

@@ -247,7 +247,7 @@ GLOBAL_RANDOMNESS = (
     "random",
 )
 
-SEEDED = ("robustscale.testing.contracts", "robustscale.engine.step", "robustscale.models.network")
+SEEDED = ("robustscale.noise", "robustscale.testing.contracts", "robustscale.engine.step", "robustscale.models.network")
 """May seed torch's generators from a key: initialisers and dropout draw from nothing else."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustscale.fields import require
-from robustscale.losses import cross_entropy
-from robustscale.noise import Noise
-from robustscale.types import Forward, Score
+from robustscale.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
+from robustscale.noise import Noise, drawing_rows
+from robustscale.types import Forward, Score, Setting
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """BatchNorm during the attack. eval: running statistics. train: the batch's, and running ones are updated by
@@ -64,19 +64,53 @@ def attacking(model: nn.Module, batchnorm: BatchNormMode = "eval") -> Iterator[F
         torch.clear_autocast_cache()
 
 
+class LabelScore:
+    """loss(f(x), *labels), a score that can be asked of some of the examples."""
+
+    def __init__(self, f: Forward, loss: Callable[..., Tensor], labels: tuple[Tensor, ...]) -> None:
+        self.f, self.loss, self.labels = f, loss, labels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.loss(self.f(x), *self.labels)
+
+    def rows(self, rows: Tensor) -> Score:
+        part = LabelScore(self.f, self.loss, tuple(y[rows] for y in self.labels))
+
+        def score(x: Tensor) -> Tensor:
+            with drawing_rows(rows):
+                return part(x)
+
+        return score
+
+
+def score_of(score: Score, x: Tensor, rows: Tensor) -> Score:
+    """The score of examples `rows` (indices) of the batch x alone: (n, C, H, W) -> (n,).
+
+    `LabelScore` forwards these rows only. Any other score is given the whole batch: right, but no cheaper.
+    """
+    if isinstance(score, LabelScore):
+        return score.rows(rows)
+    return lambda part: score(x.index_copy(0, rows, part))[rows]
+
+
 @dataclass(frozen=True)
 class Goal:
     """What the attacker wants: which label's loss goes up, or which target's goes down.
 
-    score(x') = CE(f(x'), label), or -CE(f(x'), target) if there is a target.
+    score(x') = L(f(x'), label), or -L(f(x'), target) if there is a target, L the `loss`.
     """
 
     label: Literal["true", "predicted"] = "true"
     """Whose loss goes up: the true label's, or the model's own prediction on the clean image, which leaks nothing
     of the true label (Kurakin et al. 2017, https://arxiv.org/abs/1611.01236)."""
-    target: Literal["none", "random", "least_likely"] | int = "none"
+    target: Literal["none", "random", "least_likely", "ranked"] | int = "none"
     """none: untargeted. random: another class, drawn per example. least_likely: the class with the smallest
-    clean logit. A number: that class, for every image."""
+    clean logit. ranked: the `rank`-th of the other classes by clean logit. A number: that class, for every image."""
+    rank: int = 1
+    """Of target `ranked`: 1 is the likeliest of the other classes."""
+    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
+    """margin: max_{i≠y} z_i - z_y (Carlini and Wagner 2017), positive where the attack has succeeded. dlr: the same
+    over the spread of the largest logits (Croce and Hein 2020)."""
 
     def __post_init__(self) -> None:
         # cross_entropy takes -100 for "leave this one out", which would be an attack without a gradient.
@@ -84,20 +118,54 @@ class Goal:
             isinstance(self.target, str) or self.target >= 0,
             f"target: {self.target} is no class; they are counted from 0",
         )
+        require(self.rank >= 1, f"rank: {self.rank} is below 1, the likeliest of the other classes")
+        require(self.rank == 1 or self.target == "ranked", f"rank: {self.rank} says nothing without target ranked")
+
+    def require(self, setting: Setting) -> None:
+        """Raise InputError where the data has too few classes."""
+        if setting.data is None:
+            return
+        classes = setting.data.classes
+        require(
+            not isinstance(self.target, int) or self.target < classes,
+            f"target: {self.target} is not one of the {classes} classes; the last is {classes - 1}",
+        )
+        require(
+            self.rank < classes, f"rank: {self.rank} of {classes} classes; there are {classes - 1} other than the label"
+        )
+        least = 3 if self.target == "none" else 4
+        require(
+            self.loss != "dlr" or classes >= least,
+            f"loss: dlr divides by the spread of the {least} largest logits, and the data has {classes} classes; "
+            "take margin",
+        )
 
     def score(self, f: Forward, x: Tensor, y: Tensor, noise: Noise) -> Score:
         clean = None
-        if self.label == "predicted" or self.target in ("random", "least_likely"):
+        if self.label == "predicted" or self.target in ("random", "least_likely", "ranked"):
             with torch.no_grad():
                 clean = f(x)
         if self.label == "predicted" and clean is not None:
             y = clean.argmax(1)
         if self.target == "none":
-            return lambda x_adv: cross_entropy(f(x_adv), y)
-        if self.target == "least_likely" and clean is not None:
-            t = clean.argmin(1)
-        elif self.target == "random" and clean is not None:
-            t = (y + 1 + noise.fold("target").below(clean.shape[1] - 1)) % clean.shape[1]
-        else:
-            t = torch.full_like(y, int(self.target))
-        return lambda x_adv: -cross_entropy(f(x_adv), t)
+            return LabelScore(f, {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}[self.loss], (y,))
+        t = self._target(clean, y, noise)
+        if self.loss == "dlr":
+            return LabelScore(f, targeted_dlr, (y, t))
+        return LabelScore(f, targeted_margin if self.loss == "margin" else _towards, (t,))
+
+    def _target(self, clean: Tensor | None, y: Tensor, noise: Noise) -> Tensor:
+        if clean is None:
+            return torch.full_like(y, int(self.target))
+        if self.target == "least_likely":
+            return clean.argmin(1)
+        if self.target == "random":
+            return (y + 1 + noise.fold("target").below(clean.shape[1] - 1)) % clean.shape[1]
+        if self.target == "ranked":
+            others = clean.scatter(1, y[:, None], -torch.inf)
+            return others.sort(stable=True, dim=1, descending=True).indices[:, self.rank - 1]
+        return torch.full_like(y, int(self.target))
+
+
+def _towards(logits: Tensor, t: Tensor) -> Tensor:
+    return -cross_entropy(logits, t)

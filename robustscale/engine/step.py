@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from robustscale.noise import key_of
+from robustscale.noise import Noise, drawing, key_of
 from robustscale.run import Run
 from robustscale.types import Backend, Batch, Loss, Progress, Share
 
@@ -59,7 +59,8 @@ class TrainStep:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         # For dropout, which draws from torch's own generators: keyed like all else, so there is no state to save.
         torch.manual_seed(key_of(at.seed, "dropout", at.step, part))
-        with self._autocast():
+        streams = Noise.of(at.seed, batch.index, "network", at.step)
+        with self._autocast(), drawing(streams):
             loss: Loss = self.run.objective(model, batch, at)
         metrics = {"loss": loss.value.detach(), **loss.metrics}
         return self.scaler.scale(loss.value * scale), {name: value * scale for name, value in metrics.items()}

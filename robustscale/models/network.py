@@ -15,15 +15,16 @@ from robustscale.types import DataSpec, Model
 
 
 class Network(nn.Module):
-    """Images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+    """Images (N, C, H, W) in [0, 1], and what the body is conditioned on -> logits (N, classes)."""
 
-    def __init__(self, normalize: Normalize, body: nn.Module) -> None:
+    def __init__(self, normalize: Normalize, body: nn.Module, classes: int) -> None:
         super().__init__()
         self.normalize = normalize
         self.body = body
+        self.classes = classes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.normalize(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+        return self.body(self.normalize(x), *condition)  # type: ignore[no-any-return]
 
 
 def build(model: Model, spec: DataSpec, seed: int = 0) -> Network:
@@ -42,7 +43,7 @@ def build(model: Model, spec: DataSpec, seed: int = 0) -> Network:
     # Weights are drawn on the CPU, so its generator is the only one to keep; manual_seed would reseed CUDA's too.
     with torch.random.fork_rng(devices=[]), _naming("model"):
         torch.default_generator.manual_seed(seed)
-        return Network(normalize, model.build(spec))
+        return Network(normalize, model.build(spec), spec.classes)
 
 
 @contextlib.contextmanager

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustscale.attacks.base import BatchNormMode, Goal, attacking
 from robustscale.attacks.fgsm import FGSM
 from robustscale.fields import require
 from robustscale.losses import cross_entropy
 from robustscale.noise import Noise
-from robustscale.types import Attack, Batch, Loss, Progress
+from robustscale.types import Attack, Batch, Loss, Objective, Progress
 
 
 @dataclass(frozen=True)
-class FgsmRegularization:
+class FgsmRegularization(Objective):
     """a · CE(f(x), y) + (1 - a) · CE(f(x'), y), x' by FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572)."""
 
     attack: Attack = FGSM()
@@ -28,10 +28,12 @@ class FgsmRegularization:
     def __post_init__(self) -> None:
         require(0 <= self.a < 1, f"a: {self.a!r} is outside [0, 1); it is the share of the clean loss")
 
-    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
+    def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Tensor:
         noise = Noise.of(at.seed, batch.index, "attack", at.step)
         with attacking(model, self.batchnorm) as f:
-            x_adv = self.attack(self.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
-        natural = cross_entropy(model(batch.x), batch.y).mean()
-        robust = cross_entropy(model(x_adv), batch.y).mean()
+            return self.attack(self.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, at: Progress) -> Loss:
+        natural = cross_entropy(model(batch.x), batch.target).mean()
+        robust = cross_entropy(model(x_adv), batch.target).mean()
         return Loss(self.a * natural + (1 - self.a) * robust, {"natural": natural.detach(), "robust": robust.detach()})

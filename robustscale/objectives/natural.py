@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from robustscale.losses import cross_entropy
-from robustscale.types import Batch, Loss, Progress
+from robustscale.types import Batch, Loss, Objective, Progress
 
 
 @dataclass(frozen=True)
-class Natural:
+class Natural(Objective):
     """CE(f(x), y), without an attack."""
 
-    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
-        value = cross_entropy(model(batch.x), batch.y).mean()
+    def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> None:
+        """There is no attack."""
+
+    def loss(self, model: nn.Module, batch: Batch, found: None, at: Progress) -> Loss:
+        value = cross_entropy(model(batch.x), batch.target).mean()
         return Loss(value, {"natural": value.detach()})

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustscale.attacks.base import BatchNormMode, Goal, attacking
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.losses import cross_entropy
 from robustscale.noise import Noise, key_of
-from robustscale.types import Attack, Batch, Loss, Progress
+from robustscale.types import Attack, Batch, Loss, Objective, Progress
 
 
 @dataclass(frozen=True)
-class PgdAt:
+class PgdAt(Objective):
     """β · CE(f(x), y) + (1 - β) · CE(f(x'), y), x' the attack's (Madry et al. 2018, https://arxiv.org/abs/1706.06083).
 
     β = 0 is the paper's min-max. β > 0 mixes in clean images: in every loss, or, with `natural_batches`, as the
@@ -35,19 +35,26 @@ class PgdAt:
     def __post_init__(self) -> None:
         require(0 <= self.beta <= 1, f"beta: {self.beta!r} is outside [0, 1]; it is the share of the clean loss")
 
-    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
-        beta = self.beta
-        if self.natural_batches:
-            # Keyed by the step alone: every worker and shard of a global batch takes the same side.
-            beta = float(key_of(at.seed, "natural_batch", at.step) % 2**32 < beta * 2**32)
-        if beta == 1:
-            natural = cross_entropy(model(batch.x), batch.y).mean()
-            return Loss(natural, {"natural": natural.detach()})
+    def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Tensor:
+        if self._natural_share(at) == 1:
+            return batch.x
         noise = Noise.of(at.seed, batch.index, "attack", at.step)
         with attacking(model, self.batchnorm) as f:
-            x_adv = self.attack(self.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
-        robust = cross_entropy(model(x_adv), batch.y).mean()
+            return self.attack(self.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, at: Progress) -> Loss:
+        beta = self._natural_share(at)
+        if beta == 1:
+            natural = cross_entropy(model(batch.x), batch.target).mean()
+            return Loss(natural, {"natural": natural.detach()})
+        robust = cross_entropy(model(x_adv), batch.target).mean()
         if beta == 0:
             return Loss(robust, {"robust": robust.detach()})
-        natural = cross_entropy(model(batch.x), batch.y).mean()
+        natural = cross_entropy(model(batch.x), batch.target).mean()
         return Loss(beta * natural + (1 - beta) * robust, {"natural": natural.detach(), "robust": robust.detach()})
+
+    def _natural_share(self, at: Progress) -> float:
+        if not self.natural_batches:
+            return self.beta
+        # Keyed by the step alone: every worker and shard of a global batch takes the same side.
+        return float(key_of(at.seed, "natural_batch", at.step) % 2**32 < self.beta * 2**32)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustscale.attacks.base import BatchNormMode, attacking
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.losses import cross_entropy, kl
 from robustscale.noise import Noise
-from robustscale.types import Attack, Batch, Loss, Progress
+from robustscale.types import Attack, Batch, Loss, Objective, Progress
 
 
 @dataclass(frozen=True)
-class Trades:
+class Trades(Objective):
     """CE(f(x), y) + β · KL(p(x)‖p(x')), x' ascending the same KL (Zhang et al. 2019, https://arxiv.org/abs/1901.08573).
 
     β is the paper's 1/λ, its code's `beta`. The attack starts at x + 0.001 · N(0, 1). The authors recompute p(x) at
@@ -33,12 +33,14 @@ class Trades:
     def __post_init__(self) -> None:
         require(self.beta >= 0, f"beta: {self.beta!r} is negative; 6 is the paper's default")
 
-    def __call__(self, model: nn.Module, batch: Batch, at: Progress) -> Loss:
+    def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Tensor:
         noise = Noise.of(at.seed, batch.index, "attack", at.step)
         with attacking(model, self.batchnorm) as f:
             with torch.no_grad():
                 reference = f(batch.x)
-            x_adv = self.attack(lambda x: kl(reference, f(x)), batch.x, noise=noise)
+            return self.attack(lambda x: kl(reference, f(x)), batch.x, noise=noise)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, at: Progress) -> Loss:
         clean, adv = model(batch.x), model(x_adv)
-        natural, robust = cross_entropy(clean, batch.y).mean(), kl(clean, adv).mean()
+        natural, robust = cross_entropy(clean, batch.target).mean(), kl(clean, adv).mean()
         return Loss(natural + self.beta * robust, {"natural": natural.detach(), "robust": robust.detach()})

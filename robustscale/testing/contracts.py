@@ -54,7 +54,7 @@ def random_batch(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> B
     index = torch.arange(n) + 1000 * seed
     noise = Noise.of(seed, index, "contract")
     x = (2 * noise.fold("x").uniform(*SHAPE) - 0.5).clamp(0, 1)
-    return Batch(x.to(dtype), noise.fold("y").below(CLASSES), index)
+    return Batch.of(x.to(dtype), noise.fold("y").below(CLASSES), index)
 
 
 @dataclass
@@ -171,7 +171,7 @@ def check_batch_independent(attack: Attack) -> None:
     model, batch = TinyNet().double().eval(), random_batch(8, dtype=torch.float64)
     together = _run(attack, model, batch)
     for part in (slice(0, 1), slice(2, 5), slice(7, 8)):
-        alone = _run(attack, model, Batch(batch.x[part], batch.y[part], batch.index[part]))
+        alone = _run(attack, model, batch.rows(part))
         torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-9)
 
 

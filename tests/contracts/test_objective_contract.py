@@ -50,7 +50,7 @@ def test_batchnorm_during_the_attack(objective: Objective, mode: BatchNormMode) 
 def test_loss_falls_on_real_digits(objective: Objective) -> None:
     digits = load_digits()
     x = torch.from_numpy(digits.images[:64] / 16).float()[:, None]
-    batch = Batch(x, torch.from_numpy(digits.target[:64]).long(), torch.arange(64))
+    batch = Batch.of(x, torch.from_numpy(digits.target[:64]).long(), torch.arange(64))
     losses = contracts.learn(objective, contracts.TinyNet(), batch)
     assert losses[-1] < losses[0]
 

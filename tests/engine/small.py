@@ -45,7 +45,7 @@ class MemoryLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Share]:
         for cut in self.order.epoch(epoch, start):
             index = torch.from_numpy(cut.rows)
-            yield Share(Batch(self.x[index], self.y[index], index), cut.sizes, cut.total)
+            yield Share(Batch.of(self.x[index], self.y[index], index), cut.sizes, cut.total)
 
 
 def small_run(**changes: Any) -> Run:

@@ -30,7 +30,7 @@ class Slices:
 
     def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1, classes: int = 2) -> None:
         noise = Noise.of(0, torch.arange(n), "images")
-        self.batch = Batch(noise.uniform(*SHAPE), noise.fold("y").below(classes), 7 + 3 * torch.arange(n))
+        self.batch = Batch.of(noise.uniform(*SHAPE), noise.fold("y").below(classes), 7 + 3 * torch.arange(n))
         self.num_examples = n
         self.num_batches = -(-n // batch_size)
         self.batch_size, self.rank, self.world = batch_size, rank, world
@@ -87,7 +87,7 @@ PGD20 = {"pgd": Attacker(PGD(Linf(0.05), steps=20))}
 def test_matches_the_closed_form_of_a_linear_network(threat: Threat) -> None:
     """With two classes PGD reaches the optimum if its steps are long enough, so every verdict is known."""
     model, loader = Linear.random(2, SHAPE), Slices(200, 64)
-    x, y, _ = loader.batch
+    x, y, *_ = loader.batch
     examples = judge(model, loader, {"pgd": Attacker(PGD(threat, steps=40, step_size=threat.eps))}, LocalBackend(), 0)
     clean = model.gap(x, y, 1 - y) < 0
     worst = model.gap(model.worst(x, y, 1 - y, threat), y, 1 - y)
@@ -312,12 +312,12 @@ def test_reports_every_pass() -> None:
 def test_restarts_count_as_broken_where_any_of_them_fools_the_network() -> None:
     """PGD itself keeps the restart with the highest loss, at which an image may be right although another fooled it."""
     loader = Slices(400, 400, classes=10)
-    x, _, index = loader.batch
+    x, _, index, *_ = loader.batch
     linear = nn.Linear(x[0].numel(), 10)
     model = nn.Sequential(nn.Flatten(), linear).requires_grad_(False)
     linear.weight.copy_(torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0)))
     y = model(x).argmax(1)
-    loader.batch = Batch(x, y, index)
+    loader.batch = Batch.of(x, y, index)
     attack = PGD(Linf(0.5), steps=1, step_size=1e-4, restarts=8)
     examples = judge(model, loader, {"pgd": Attacker(attack)}, LocalBackend(), 0)
     noise = Noise.of(0, index, "evaluate", "pgd")

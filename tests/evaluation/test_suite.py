@@ -117,7 +117,7 @@ class Whole:
         del epoch, start
         index = torch.arange(60)
         x = Noise.of(0, index, "images").uniform(1, 8, 8)
-        return [Share(Batch(x, Linear.random(10, (1, 8, 8))(x).argmax(1), index), (60,), 60)]
+        return [Share(Batch.of(x, Linear.random(10, (1, 8, 8))(x).argmax(1), index), (60,), 60)]
 
 
 def test_result_of_the_suite() -> None:
