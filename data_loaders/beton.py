@@ -46,6 +46,7 @@ class Beton:
         try:
             self._tables = tables = layout.read_tables(self._read, self.size)
             self.labels, self.heights, self.widths = tables.labels, tables.heights, tables.widths
+            self.modes = tables.modes
             self.num_examples = len(self.labels)
             self.is_array = tables.shape is not None
             self.channels = tables.shape[2] if tables.shape else 3

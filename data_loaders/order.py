@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,27 @@ class Cut(NamedTuple):
     """Examples in each of these shards; some are 0 where a batch has fewer examples than shards."""
     total: int
     """Examples in the global batch, over all workers."""
+
+
+class Cuts(Protocol):
+    """What a loader of one file must know: `Order`, or one kind's part of mixed batches (`data_loaders.mixing`)."""
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The examples of the file that take part."""
+        ...
+
+    @property
+    def num_batches(self) -> int: ...
+
+    @property
+    def largest(self) -> int:
+        """Examples in the largest of this worker's parts."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Cut]:
+        """This worker's parts of global batches start, start + 1, ..."""
+        ...
 
 
 def bounds(n: int, parts: int) -> list[int]:

@@ -6,7 +6,7 @@ same arguments they yield the same batches, bit for bit; only JPEG decoders diff
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Literal, get_args
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_loaders.augment import Augmentation, Kind, Request, Source
 from data_loaders.beton import Beton
-from data_loaders.order import Order
+from data_loaders.order import Cuts, Order
 from robustscale.fields import require
 from robustscale.types import Batch, Loader, Share
 
@@ -47,46 +47,79 @@ def make_loader(
     or cut from the centre where the file has other sizes. `workers`: threads (ffcv) or processes (torch) that decode.
     Batches may be kept; ask for one epoch at a time. Raises `InputError` where file and arguments do not fit.
     """
-    _require_one_of("loader", kind, get_args(LoaderKind))
-    _require_one_of("augmentation", augmentation, get_args(Kind))
-    require(padding >= 0, f"padding: {padding} is negative")
-    require(workers >= 0, f"workers: {workers} is negative; it counts decoding threads or processes")
     rows = np.asarray(indices, np.int64)
     require(
         rows.ndim == 1 and len(rows) > 0 and rows.min() >= 0 and rows.max() < beton.num_examples,
         f"indices: they must be some of the {beton.num_examples} rows of {beton.path}",
     )
     order = Order(rows, batch_size, shards, rank, world, seed, shuffle)
-    augment = _augmentation(beton, augmentation, padding, image_size, seed)
+    return make_pipeline(
+        kind,
+        beton,
+        order,
+        device=device,
+        seed=seed,
+        augmentation=augmentation,
+        padding=padding,
+        image_size=image_size,
+        workers=workers,
+    )
+
+
+def make_pipeline(
+    kind: LoaderKind,
+    beton: Beton,
+    order: Cuts,
+    *,
+    device: torch.device,
+    seed: int,
+    augmentation: Kind = "none",
+    padding: int = 4,
+    image_size: int | None = None,
+    workers: int = 1,
+    first_id: int = 0,
+) -> Pipeline:
+    """The loader of `make_loader` for any order. Row i is example `first_id` + i."""
+    _require_one_of("loader", kind, get_args(LoaderKind))
+    _require_one_of("augmentation", augmentation, get_args(Kind))
+    require(padding >= 0, f"padding: {padding} is negative")
+    require(workers >= 0, f"workers: {workers} is negative; it counts decoding threads or processes")
+    augment = make_augmentation(beton, augmentation, padding, image_size, seed)
     size = (image_size or int(beton.heights[0]), image_size or int(beton.widths[0]))
     source = _source(kind, beton, order, augment, size, device, workers)
-    return Pipeline(beton, order, augment, source, device)
+    return Pipeline(beton, order, augment, source, device, first_id)
 
 
 class Pipeline:
     """A `Loader`."""
 
     def __init__(
-        self, beton: Beton, order: Order, augmentation: Augmentation, source: Source, device: torch.device
+        self,
+        beton: Beton,
+        order: Cuts,
+        augmentation: Augmentation,
+        source: Source,
+        device: torch.device,
+        first_id: int = 0,
     ) -> None:
         self.num_examples = len(order.indices)
         self.num_batches = order.num_batches
         self._beton, self._order, self._augmentation, self._source = beton, order, augmentation, source
-        self._device = device
+        self._device, self._first_id = device, first_id
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Share]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Share, None, None]:
         cuts = list(self._order.epoch(epoch, start))
         requests = (self._request(cut.rows, epoch) for cut in cuts)
         with closing(self._source.images(requests)) as images:
             for cut, pixels in zip(cuts, images, strict=True):
-                index = to_device(torch.tensor(cut.rows), self._device)
+                index = to_device(torch.from_numpy(cut.rows + self._first_id), self._device)
                 y = to_device(torch.from_numpy(self._beton.labels[cut.rows]), self._device)
                 x = self._augmentation(to_device(pixels, self._device), index, epoch)
                 yield Share(Batch.of(x, y, index), cut.sizes, cut.total)
 
     def _request(self, rows: NDArray[np.int64], epoch: int) -> Request:
         sizes = self._beton.heights[rows], self._beton.widths[rows]
-        return Request(rows, self._augmentation.boxes(rows, epoch, *sizes))
+        return Request(rows, self._augmentation.boxes(rows + self._first_id, epoch, *sizes))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -100,7 +133,8 @@ def _require_one_of(field: str, name: str, known: tuple[str, ...]) -> None:
     require(name in known, f"{field}: {name!r} is not known; choose one of {', '.join(known)}")
 
 
-def _augmentation(beton: Beton, kind: Kind, padding: int, image_size: int | None, seed: int) -> Augmentation:
+def make_augmentation(beton: Beton, kind: Kind, padding: int, image_size: int | None, seed: int) -> Augmentation:
+    """Raises `InputError` where the file's images can't be brought to this size."""
     crop = kind == "random_resized_crop"
     stored = (beton.height, beton.width)
     require(image_size is not None or not crop, f"augmentation: {kind} needs image_size; 224 is usual for ImageNet")
@@ -122,7 +156,7 @@ def _augmentation(beton: Beton, kind: Kind, padding: int, image_size: int | None
 def _source(
     kind: LoaderKind,
     beton: Beton,
-    order: Order,
+    order: Cuts,
     augmentation: Augmentation,
     size: tuple[int, int],
     device: torch.device,

@@ -1,4 +1,5 @@
-"""The data of a run: two files, and which rows are trained on, held out for selection, or tested on."""
+"""The data of a run: two files, and which rows are trained on, held out for selection, or tested on; and where the run
+has one, a third of pseudo-labelled images."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_loaders.beton import Beton
-from data_loaders.pipelines import make_loader
+from data_loaders.mixing import batch_sizes, make_mixed_loader
+from data_loaders.pipelines import make_augmentation, make_loader
 from robustscale.errors import InputError
 from robustscale.noise import permutation
 from robustscale.run import Run
@@ -26,10 +28,12 @@ class Splits:
     test_file: Beton
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+    unlabelled_file: Beton | None = None
 
     @classmethod
-    def of(cls, run: Run, train: Path, test: Path) -> Splits:
-        """Raises InputError where the files don't fit each other, or the run."""
+    def of(cls, run: Run, train: Path, test: Path, *, training: bool = True) -> Splits:
+        """Raises InputError where the files don't fit each other, or the run. Not to train: without the unlabelled
+        file, which need not be there any more."""
         train_file, test_file = Beton(train), Beton(test)
         if train_file.classes != test_file.classes or train_file.channels != test_file.channels:
             raise InputError(f"{test}: other classes or channels than {train}; prepare both from one source")
@@ -38,11 +42,34 @@ class Splits:
         rows = np.sort(order[num_held_out:])
         if len(rows) == 0:
             raise InputError(f"{train}: data.held_out {run.data.held_out!r} leaves no image to train on; lower it")
-        batches = -(-len(rows) // run.batch_size)
+        smallest = batch_sizes(len(rows), run.batch_size, run.labelled_batch_size).sum(1).min()
         least = 2 if run.reduction == "deterministic" else 1  # BatchNorm refuses a single image
-        if len(rows) < batches * run.shards * least:
+        if smallest < run.shards * least:
             raise InputError(f"{train}: {len(rows)} images are too few for {run.shards} shards a batch; lower shards")
-        return cls(train_file, test_file, rows, np.sort(order[:num_held_out]))
+        splits = cls(train_file, test_file, rows, np.sort(order[:num_held_out]))
+        if run.data.unlabelled is None or not training:
+            return splits
+        return dataclasses.replace(splits, unlabelled_file=splits._unlabelled(run, Path(run.data.unlabelled)))
+
+    def _unlabelled(self, run: Run, path: Path) -> Beton:
+        """Raises InputError where its images are not of this run's kind, or no further ones."""
+        file, train = Beton(path), self.train_file
+        if file.classes != train.classes or file.channels != train.channels:
+            raise InputError(
+                f"data.unlabelled: {path} has {len(file.classes)} classes and {file.channels} channels, {train.path} "
+                f"{len(train.classes)} and {train.channels}, or classes of other names; label the images by a run on "
+                "this data, with python -m robustscale.pseudo_label"
+            )
+        for known in (train, self.test_file):
+            if file.fingerprint == known.fingerprint:
+                raise InputError(f"data.unlabelled: {path} has the images of {known.path}; give further images")
+        make_augmentation(file, run.data.augmentation, run.data.padding, run.data.image_size, run.seed)
+        if run.data.image_size is None and (file.height, file.width) != (train.height, train.width):
+            raise InputError(
+                f"data.unlabelled: the images of {path} are {file.height}x{file.width}, those of {train.path} "
+                f"{train.height}x{train.width}; set data.image_size, or prepare both with one --resolution"
+            )
+        return file
 
     def spec(self, run: Run) -> DataSpec:
         """Raises InputError if sizes vary and the run names none."""
@@ -73,33 +100,41 @@ class Splits:
                 raise InputError(f"data.{name}: {len(values)} numbers for {self.train_file.channels} channels")
         return mean, std
 
-    def loader(self, run: Run, part: str, backend: Backend) -> Loader:
-        """train, held_out or test; only train is shuffled and augmented."""
-        training = part == "train"
+    def loader(self, run: Run, part: str, backend: Backend, *, only: NDArray[np.int64] | None = None) -> Loader:
+        """train, held_out or test; only train is shuffled and augmented. `only`: these of its rows, as they are."""
+        training = part == "train" and only is None
         file = self.test_file if part == "test" else self.train_file
-        rows = np.arange(file.num_examples) if part == "test" else getattr(self, part)
-        return make_loader(
-            run.data.loader,
-            file,
-            rows,
-            batch_size=run.batch_size if training else run.evaluation.batch_size * backend.world,
-            shards=run.shards if training else backend.world,
-            rank=backend.rank,
-            world=backend.world,
-            device=backend.device,
-            seed=run.seed,
-            shuffle=training,
-            augmentation=run.data.augmentation if training else "none",
-            padding=run.data.padding,
-            image_size=run.data.image_size,
-            workers=run.data.workers,
-        )
+        rows = self.rows(part) if only is None else only
+        settings: dict[str, Any] = {
+            "batch_size": run.batch_size if training else run.evaluation.batch_size * backend.world,
+            "shards": run.shards if training else backend.world,
+            "rank": backend.rank,
+            "world": backend.world,
+            "device": backend.device,
+            "seed": run.seed,
+            "augmentation": run.data.augmentation if training else "none",
+            "padding": run.data.padding,
+            "image_size": run.data.image_size,
+            "workers": run.data.workers,
+        }
+        if training and self.unlabelled_file is not None:
+            labelled = run.labelled_batch_size
+            return make_mixed_loader(run.data.loader, file, rows, self.unlabelled_file, labelled=labelled, **settings)
+        return make_loader(run.data.loader, file, rows, shuffle=training, **settings)
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Of its file: train, held_out or test."""
+        if part == "test":
+            return np.arange(self.test_file.num_examples)
+        return self.train if part == "train" else self.held_out
 
     def require_same(self, facts: Mapping[str, Any], *parts: str) -> None:
-        """Raise InputError where a file (train, test) is not the one of these `facts`, as another node's copy, or an
-        older one: rows would mean other images, and what was held out could be trained on."""
+        """Raise InputError where a file (train, test, unlabelled) is not the one of these `facts`, as another node's
+        copy, or an older one: rows would mean other images, and what was held out could be trained on."""
         for part in parts:
-            file = self.test_file if part == "test" else self.train_file
+            file = self._files[part]
+            if file is None:
+                continue
             try:
                 recorded = facts[part]["fingerprint"]
             except (KeyError, TypeError):
@@ -110,6 +145,10 @@ class Splits:
                     "or take another --run-name"
                 )
 
+    @property
+    def _files(self) -> dict[str, Beton | None]:
+        return {"train": self.train_file, "test": self.test_file, "unlabelled": self.unlabelled_file}
+
     def facts(self, run: Run) -> dict[str, Any]:
         def of(file: Beton) -> dict[str, Any]:
             return {"path": str(file.path), "num_examples": file.num_examples, "fingerprint": file.fingerprint}
@@ -118,7 +157,6 @@ class Splits:
             "source": run.data.source,
             "spec": self.spec(run)._asdict(),
             "classes": list(self.train_file.classes),
-            "train": of(self.train_file),
-            "test": of(self.test_file),
+            **{part: of(file) for part, file in self._files.items() if file is not None},
             "held_out": len(self.held_out),
         }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import filelock
 import numpy as np
+from numpy.typing import NDArray
 
 from data_loaders.beton import Beton, sidecar_path
 from data_loaders.plan import Format, OtherShapeError, Plan, Stored, nothing
@@ -82,8 +83,29 @@ def write(
         except OtherShapeError as other:
             plan = plan.revised(other, source, auto=format == "auto")
         except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{out}: can't be written ({reason}); check the disk's space and permissions") from error
+            raise _unwritable(out, error) from error
+
+
+def relabel(
+    beton: Beton, out: Path, rows: NDArray[np.int64], labels: NDArray[np.int64], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Write these rows of a file to `out` as they are stored, with other labels; returns the sidecar.
+
+    `about` is added to what the sidecar says of the source. Raises `InputError` for a full or read-only disk.
+    """
+    shape = (int(beton.heights[0]), int(beton.widths[0]), beton.channels) if beton.is_array else None
+
+    def fill(encoder: Encoder) -> dict[str, Any]:
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            place = int(beton.modes[row]), int(beton.heights[row]), int(beton.widths[row])
+            encoder.add(beton.stored(row), label, *place)
+        kept = ("source", "split", "classes", "format", "resolution", "quality", "skipped")
+        return {key: beton.sidecar[key] for key in kept} | about
+
+    try:
+        return _publish(out, len(rows), shape, fill)
+    except OSError as error:
+        raise _unwritable(out, error) from error
 
 
 def ensure(data: Data, progress: OnProgress | None = None) -> tuple[Path, Path]:
@@ -115,23 +137,39 @@ def _check_labels(source: Source) -> None:
         )
 
 
+def _unwritable(out: Path, error: OSError) -> InputError:
+    reason = error.strerror or error
+    return InputError(f"{out}: can't be written ({reason}); check the disk's space and permissions")
+
+
 def _write(source: Source, out: Path, plan: Plan, progress: OnProgress | None, workers: int) -> dict[str, Any]:
+    def fill(encoder: Encoder) -> dict[str, Any]:
+        for done, (i, stored) in enumerate(_stored(source, plan, workers), start=1):
+            if stored is not None:
+                _add(encoder, stored, source, i)
+            if progress is not None and (done % 100 == 0 or done == len(source)):
+                progress(done, len(source))
+        if encoder.num_rows == 0:
+            raise nothing(source)
+        return _about(source, plan, encoder)
+
+    return _publish(out, len(source), plan.shape, fill)
+
+
+def _publish(
+    out: Path, max_rows: int, shape: tuple[int, int, int] | None, fill: Callable[[Encoder], dict[str, Any]]
+) -> dict[str, Any]:
+    """A file of the rows that `fill` adds, whole or not at all; `fill` returns what its sidecar says of them."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # Here, for it takes seconds, and most find their data prepared.
     from data_loaders.encode import Encoder
 
     with _temporary(out) as (temporary, file):
-        with Encoder(temporary, len(source), plan.shape) as encoder:
-            for done, (i, stored) in enumerate(_stored(source, plan, workers), start=1):
-                if stored is not None:
-                    _add(encoder, stored, source, i)
-                if progress is not None and (done % 100 == 0 or done == len(source)):
-                    progress(done, len(source))
-            if encoder.num_rows == 0:
-                raise nothing(source)
+        with Encoder(temporary, max_rows, shape) as encoder:
+            about = fill(encoder)
             encoder.finish()
         _sync(file)
-        sidecar = Beton(temporary, about=_about(source, plan, encoder)).sidecar
+        sidecar = Beton(temporary, about=about).sidecar
         # While the two are exchanged, a crash leaves a file without a sidecar, which is refused; never with another's.
         sidecar_path(out).unlink(missing_ok=True)
         temporary.replace(out)

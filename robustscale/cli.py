@@ -31,7 +31,7 @@ from robustscale.config import (
 )
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import Diverged, InputError, WorkersFailed
-from robustscale.run import Run, identity
+from robustscale.run import Run, drafting, identity
 
 T = TypeVar("T")
 
@@ -64,7 +64,12 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
     `--PATH NAME` for a component (objective, attack, threat, model, ...) exchanges it, before its fields are read.
     Raises InputError; `--help` prints every field of the choices made so far and exits.
     """
-    rest = list(args)
+    with drafting():
+        run = _drafted(list(args), prog, description, base)
+    return _here(decode(Run, encode(run)))
+
+
+def _drafted(rest: list[str], prog: str, description: str, base: Run) -> Run:
     if rest and not rest[0].startswith("-"):
         base = recipes.get(rest.pop(0))
     config = take_option(rest, "--config")
@@ -74,6 +79,7 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
     if name is not None:
         base = override(base, {"name": name})
     position, eps = 0, None
+    refused: dict[str, Any] = {}
     while position < len(rest):
         option, equals, name = rest[position].partition("=")
         path = option.removeprefix("--").replace("-", "_").removesuffix(".name").split(".")
@@ -93,14 +99,27 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Ru
         change: Any = {"name": name}
         for part in reversed(path):
             change = {part: change}
-        base = override(base, change)
+        change = _joined(refused, change)
+        try:
+            base, refused = override(base, change), {}
+        except InputError:
+            # A later option may name what is missing, as the l2 ball that an attack asks for.
+            refused = change
+    base = override(base, refused)
     if eps is not None:
         base = override_threats(base, {"eps": eps})
     known = {"--help", "--threat", "--threat.eps", *_options(base)}
     for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
         if option not in known:
             raise unknown("option", option, sorted(known))
-    return _here(decode(Run, encode(parse(Run, rest, prog, description, base))))
+    return parse(Run, rest, prog, description, base)
+
+
+def _joined(first: Any, then: Any) -> Any:
+    """Nested changes, the later ones over the earlier ones."""
+    if not (isinstance(first, dict) and isinstance(then, dict)):
+        return then
+    return {**first, **{key: _joined(first.get(key), part) for key, part in then.items()}}
 
 
 def _here(run: Run) -> Run:
@@ -110,8 +129,15 @@ def _here(run: Run) -> Run:
         kind, path = "", kind
     is_path = path != "" and kind != "torchvision" and Path(path).exists() and (colon or not _is_kind(path))
     source = f"{kind}{colon}{Path(path).resolve()}" if is_path else run.data.source
-    root = run.data.root if run.data.root.startswith("~") else str(Path(run.data.root).resolve())
-    return dataclasses.replace(run, data=dataclasses.replace(run.data, source=source, root=root))
+    data = dataclasses.replace(run.data, source=source, root=_absolute(run.data.root))
+    if data.unlabelled is not None:
+        data = dataclasses.replace(data, unlabelled=_absolute(data.unlabelled))
+    return dataclasses.replace(run, data=data)
+
+
+def _absolute(path: str) -> str:
+    """~ stays: each node has its own."""
+    return path if path.startswith("~") else str(Path(path).resolve())
 
 
 def _is_kind(source: str) -> bool:
@@ -124,10 +150,10 @@ def _options(value: Any, path: str = "--") -> Iterator[str]:
     """Every option that sets a field of `value`."""
     for field in dataclasses.fields(value):
         option, part = path + field.name.replace("_", "-"), getattr(value, field.name)
-        yield option
         parts = {option: part}
-        if isinstance(part, tuple):
+        if items_of(type(value), field.name) is not None:
             parts = {f"{option}.{number}": item for number, item in enumerate(part)}
+        yield from parts
         for inner, item in parts.items():
             if dataclasses.is_dataclass(item):
                 yield from _options(item, inner + ".")
@@ -298,3 +324,12 @@ def take_flag(args: list[str], name: str) -> bool:
         args.remove(name)
         return True
     return False
+
+
+def with_workers(run: Run, workers: int | None) -> Run:
+    """A trained run on another number of workers, for what only reads its network."""
+    if workers is None:
+        return run
+    # Shards and batch are of training; they only have to fit the other number of workers.
+    cluster = dataclasses.replace(run.cluster, workers=workers)
+    return dataclasses.replace(run, cluster=cluster, shards=workers, batch_size=max(run.batch_size, 2 * workers))

@@ -21,7 +21,7 @@ import pydantic
 
 from robustscale.errors import InputError
 from robustscale.threat import Threat
-from robustscale.types import Attack, Model, Objective, Optimizer, Schedule
+from robustscale.types import Attack, Averaging, Model, Objective, Optimizer, Schedule
 
 T = TypeVar("T")
 
@@ -32,6 +32,7 @@ KINDS: dict[type, str] = {
     Threat: "robustscale.threat",
     Optimizer: "robustscale.engine.optim",
     Schedule: "robustscale.engine.schedule",
+    Averaging: "robustscale.engine.averaging",
 }
 """Where the components of a kind are looked for: a module, or a package with one component a file."""
 
@@ -193,6 +194,9 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
         item, structure = item_kind(hints[key]), _structure(hints[key])
         if item is not None and isinstance(change, typing.Mapping):
             data[key] = _items(list(data[key]), change, item, where)
+        elif item is not None and isinstance(change, (list, tuple)):
+            numbered = {str(number): part for number, part in enumerate(change)}
+            data[key] = _items(list(data[key])[: len(change)], numbered, item, where)
         elif structure is None or change is None:
             data[key] = change
         else:
@@ -204,18 +208,20 @@ def _merge(data: dict[str, Any], changes: typing.Mapping[str, Any], cls: type, p
 
 
 def _items(items: list[Any], changes: typing.Mapping[str, Any], kind: type, path: str) -> list[Any]:
-    """A list with changes by number, as in {"1": {"steps": 5}}; the number after the last adds one."""
+    """A list with changes by number, as in {"1": {"steps": 5}}; the number after the last adds one, in the threat
+    model of the first."""
     for number, change in changes.items():
-        where = f"{path}.{number}"
-        if not str(number).isdecimal() or int(number) > len(items):
-            raise InputError(f"{where}: there are {len(items)} of them, counted from 0")
-        items = [*items, None] if int(number) == len(items) else items
-        items[int(number)] = _exchanged(items[int(number)], change, kind, where)
+        where, n = f"{path}.{number}", len(items)
+        if not str(number).isdecimal() or int(number) > n:
+            raise InputError(f"{where}: there are {n} of them, counted from 0; {path}.{n} would add one")
+        k = int(number)
+        changed = _exchanged(items[k] if k < n else None, change, kind, where, _threat_of(items))
+        items = [*items[:k], changed, *items[k + 1 :]]
     return items
 
 
-def _exchanged(current: Any, change: Any, structure: type, path: str) -> Any:
-    """A dataclass with changes, or another component in its place."""
+def _exchanged(current: Any, change: Any, structure: type, path: str, neighbours: dict[str, Any] | None = None) -> Any:
+    """A dataclass with changes, or another component in its place, in its threat model or else its neighbours'."""
     if isinstance(change, str) and structure in KINDS:
         change = {"name": change}
     if not isinstance(change, typing.Mapping):
@@ -225,7 +231,7 @@ def _exchanged(current: Any, change: Any, structure: type, path: str) -> Any:
         name = change.pop("name", (current or {}).get("name"))
         structure = _component(structure, name, path)
         if current is None or current["name"] != name:
-            threat = _threat_of(current)
+            threat = _threat_of(current) or neighbours
             current = encode(structure())
             if threat is not None:
                 _set_threat(current, threat)

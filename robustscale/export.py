@@ -7,6 +7,8 @@
     torchscript  for torch without this project, in Python or C++: torch.jit.load
     safetensors  the weights with the model's configuration: robustscale.models.model_file.load
 
+A network that draws at random (noise_net, lwta) is written as safetensors alone: a graph would keep one draw for ever.
+
 All three take images (N, C, H, W) in [0, 1], any N, and give logits: normalisation is inside. The file is read back
 and compared with the run's network before it is put in place.
 """
@@ -32,6 +34,7 @@ from robustscale.engine.folder import Weights
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models import model_file
+from robustscale.noise import Noise, drawing, randomised
 from robustscale.types import DataSpec, Model
 
 Format = Literal["onnx", "torchscript", "safetensors"]
@@ -100,7 +103,11 @@ def largest_difference(network: nn.Module, exported: Classify, spec: DataSpec) -
     largest = 0.0
     for size in BATCH_SIZES:
         x = torch.rand(size, spec.channels, spec.height, spec.width, generator=generator)
-        expected, found = network(x), exported(x)
+        noise = Noise.of(0, torch.arange(size), "export")
+        with drawing(noise):
+            expected = network(x)
+        with drawing(noise):
+            found = exported(x)
         if found.shape != expected.shape or not bool(torch.isfinite(found - expected).all()):
             return float("inf")
         largest = max(largest, float((found - expected).abs().max() / expected.abs().max().clamp(min=1)))
@@ -111,7 +118,15 @@ def _example(spec: DataSpec) -> Tensor:
     return torch.zeros(2, spec.channels, spec.height, spec.width)
 
 
+def _require_fixed(network: nn.Module, to: Format) -> None:
+    require(
+        not randomised(network),
+        f"format: {to} would repeat one draw of this randomised network for ever; take --format safetensors",
+    )
+
+
 def _write_onnx(path: Path, network: nn.Module, model: Model, spec: DataSpec) -> None:
+    _require_fixed(network, "onnx")
     size = sum(t.nbytes for t in network.state_dict().values())
     require(size < ONNX_LIMIT, f"format: {size / 1e9:.1f} GB of weights do not fit one ONNX file; take torchscript")
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -144,6 +159,7 @@ def _package(name: str) -> Any:
 
 
 def _write_torchscript(path: Path, network: nn.Module, model: Model, spec: DataSpec) -> None:
+    _require_fixed(network, "torchscript")
     with torch.no_grad():
         torch.jit.trace(network, (_example(spec),), check_trace=False).save(str(path))
 

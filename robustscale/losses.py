@@ -26,6 +26,29 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
+def symmetric_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p‖q) + KL(q‖p) = Σ (p - q)(log p - log q): both directions, not their mean. Near p = q twice the KL."""
+    log_p, log_q = F.log_softmax(_wide(p_logits), 1), F.log_softmax(_wide(q_logits), 1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1)
+
+
+def total_variation(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """½ Σ |p - q|, in [0, 1]: the largest difference in the probability of any set of classes."""
+    return 0.5 * (_wide(p_logits).softmax(1) - _wide(q_logits).softmax(1)).abs().sum(1)
+
+
+def rival(logits: Tensor, y: Tensor) -> Tensor:
+    """-log(1 - max_{k≠y} p_k), as logsumexp(z) - logsumexp(z without that k): finite, with gradients up to 1."""
+    logits = _wide(logits)
+    k = logits.scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)
+    return logits.logsumexp(1) - logits.scatter(1, k, -torch.inf).logsumexp(1)
+
+
+def squared_distance(logits: Tensor, others: Tensor) -> Tensor:
+    """‖z - z'‖²."""
+    return (_wide(logits) - _wide(others)).square().sum(1)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{i≠y} z_i - z_y: positive where the image is misclassified."""
     logits = _wide(logits)

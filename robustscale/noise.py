@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -128,6 +128,11 @@ def drawing_rows(rows: Tensor) -> Iterator[None]:
         draws.noise = before
 
 
+def randomised(network: nn.Module) -> bool:
+    """Whether a layer of the network draws: it then has a class attribute `randomised`."""
+    return any(getattr(m, "randomised", False) for m in network.modules())
+
+
 def next_draw(x: Tensor) -> Noise:
     """For a randomised layer: fresh streams, one for each row of x (N, ...).
 
@@ -136,7 +141,7 @@ def next_draw(x: Tensor) -> Noise:
     """
     draws = _DRAWS.get()
     if draws is None:
-        seed = int(torch.randint(2**62, ()))
+        seed = int(torch.randint(2**62, (), device="cpu"))
         return Noise.of(seed, torch.arange(len(x), device=x.device), "alone")
     draws.count += 1
     noise = draws.noise.fold("draw", draws.count)

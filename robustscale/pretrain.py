@@ -109,9 +109,9 @@ def _train(run: Run, folder: RunFolder) -> None:
     with Display(run.epochs, title=run.name) as display:
         splits = Splits.of(run, *ensure(run.data, lambda done, total: display.update(_preparing(run, done, total))))
         spec = splits.spec(run)
-        require_fit(run, spec, build(run.model, spec, run.seed))
+        require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
         if any(folder.checkpoints.glob("step-*")) and (folder.path / "data.json").exists():
-            splits.require_same(folder.read("data.json"), "train", "test")
+            splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
         folder.write_run(run)
         folder.write("data.json", splits.facts(run))
         launch("pretrain", run, folder, display.update)

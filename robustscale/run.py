@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from robustscale.attacks.base import Goal
+from robustscale.attacks.base import Goal, attacks_in, is_attack, require_pair
 from robustscale.attacks.pgd import PGD
-from robustscale.config import encode
+from robustscale.config import decode, encode
+from robustscale.engine.averaging import Newest
 from robustscale.engine.optim import SGD
 from robustscale.engine.schedule import Piecewise
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models.resnet import ResNet
+from robustscale.noise import randomised
 from robustscale.objectives.pgd_at import PgdAt
-from robustscale.types import Attack, DataSpec, Model, Objective, Optimizer, Schedule, Setting
+from robustscale.types import Attack, Averaging, DataSpec, Model, Objective, Optimizer, Schedule, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +53,9 @@ class Data:
     workers: int = 1
     """Loader threads (ffcv) or processes (torch) per training worker."""
     unlabelled: str | None = None
-    """A .beton file of further images whose labels are pseudo-labels, as `python -m robustscale.pseudo_label` writes;
-    for the objectives that train on both (RST)."""
+    """A .beton file of further images whose labels are pseudo-labels, as `python -m robustscale.pseudo_label` writes.
+    They fill up every batch, and an epoch stays a pass over `source`. rst and rst_pgd_at weigh them; any other
+    objective trains on them as if they were labelled."""
     labelled_share: float = 0.5
     """Share of every global batch that comes from `source`, where there are unlabelled images."""
 
@@ -90,11 +96,26 @@ class Evaluation:
     the best held-out RA are kept beside the last in any case."""
     report: Literal["best", "last"] = "best"
     """Which of them the test set is read with."""
+    draws: int | None = None
+    """Predictions of each image that a network with random layers is judged by; their mean is reported, and how far it
+    varies. By default 10, and one of any other network."""
+    eot: int = 20
+    """Draws over which the gradient of `attack` is averaged where the network has random layers; 1 is no average. The
+    monitor's is not: its every step meets another draw."""
 
     def __post_init__(self) -> None:
+        require(self.draws is None or self.draws >= 1, f"draws: {self.draws} is below 1; leave it out for the usual 10")
+        require(self.eot >= 1, f"eot: {self.eot} is below 1; 1 is no average, 20 is usual")
         require(self.every >= 1, f"every: {self.every} is below 1; it is in epochs")
         require(self.batch_size >= 1, f"batch_size: {self.batch_size} is below 1")
         require(self.patience is None or self.patience >= 1, f"patience: {self.patience} is below 1; none is never")
+
+    def require(self, setting: Setting) -> None:
+        """Raise InputError where a network without randomness is to be drawn from."""
+        require(
+            setting.network is None or self.draws in (None, 1) or randomised(setting.network),
+            f"draws: {self.draws} of a network that draws nothing; leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +162,11 @@ class Run:
     objective: Objective = PgdAt()
     optimizer: Optimizer = SGD()
     schedule: Schedule = Piecewise()
+    averaging: Averaging = Newest()
+    """ema or swa: held-out part and test set are read with averaged weights, and those are kept. newest: no average."""
+    label_smoothing: float = 0.0
+    """s: the loss descends towards (1 - s) · one-hot + s / classes (Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567); 0.1 is usual. Attacks ascend the hard label's loss all the same."""
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     cluster: Cluster = Cluster()
@@ -172,6 +198,10 @@ class Run:
         require(self.epochs >= 1, f"epochs: {self.epochs} is below 1")
         require(self.log_every >= 1, f"log_every: {self.log_every} is below 1; it is in steps")
         require(self.clip is None or self.clip > 0, f"clip: {self.clip!r} is not positive; leave it out for none")
+        require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing: {self.label_smoothing!r} is outside [0, 1); 0.1 is usual, 0 is none",
+        )
         workers = self.cluster.workers
         next_multiple = -(-max(self.shards, 1) // workers) * workers
         require(
@@ -193,10 +223,36 @@ class Run:
         )
         require(0 <= self.seed < 2**63, f"seed: {self.seed} is outside 0..2^63 - 1; any small number will do")
         require(
+            self.data.unlabelled is None or 0 < self.labelled_batch_size < self.batch_size,
+            f"data.labelled_share: {self.data.labelled_share!r} of a batch of {self.batch_size} leaves no image of one "
+            "kind; choose one nearer to 0.5, or raise batch_size",
+        )
+        require(
             self.evaluation.patience is None or self.data.held_out > 0,
             "evaluation.patience: early stopping needs a held-out part; set data.held_out to 0.1",
         )
-        _require_parts(self, Setting(self.model, self.data.unlabelled is not None), "")
+        if not _DRAFT.get():
+            _require_parts(self, Setting(self.model, self.data.unlabelled is not None), "")
+
+    @property
+    def labelled_batch_size(self) -> int:
+        """Images of `data.source` in a full batch."""
+        unmixed = self.data.unlabelled is None
+        return self.batch_size if unmixed else round(self.data.labelled_share * self.batch_size)
+
+
+_DRAFT: ContextVar[bool] = ContextVar("draft", default=False)
+
+
+@contextmanager
+def drafting() -> Iterator[None]:
+    """Within, parts of a Run are not asked what they demand of each other: a Run that is read option by option passes
+    through some that nobody wants, such as rst before its unlabelled images are named."""
+    token = _DRAFT.set(True)
+    try:
+        yield
+    finally:
+        _DRAFT.reset(token)
 
 
 def require_fit(run: Run, data: DataSpec, network: nn.Module | None = None) -> None:
@@ -211,6 +267,7 @@ def _require_parts(part: object, setting: Setting, path: str) -> None:
             _require_parts(item, setting, f"{path}.{number}")
     if not is_dataclass(part):
         return
+    _require_pairs(part, path)
     for field in fields(part):
         _require_parts(getattr(part, field.name), setting, f"{path}.{field.name}".lstrip("."))
     demand = getattr(part, "require", None)
@@ -221,15 +278,36 @@ def _require_parts(part: object, setting: Setting, path: str) -> None:
             raise InputError(f"{path}.{error}".lstrip(".")) from None
 
 
+def _require_pairs(part: object, path: str) -> None:
+    """Each attack fits the goal beside it; what an attack is made of has the goal of the whole."""
+    if not is_attack(part):
+        for name, attack in attacks_in(part):
+            require_pair(attack, getattr(part, "goal", None), f"{path}.{name}".lstrip("."))
+
+
 def identity(run: Run) -> dict[str, object]:
     """The part of a configuration that determines the result: two runs with equal identity are one run.
 
-    Left out: where data lies and how it is loaded, the workers (deterministic reduction ends bitwise equal for any
-    number; fast within rounding and BatchNorm's share), checkpoints, and how often progress is reported.
+    Left out: where data lies (data.json has the fingerprints) and how it is loaded, the workers (deterministic
+    reduction ends bitwise equal for any number; fast within rounding and BatchNorm's share), checkpoints, and how often
+    progress is reported.
     """
     encoded = encode(run)
     for name in ("name", "cluster", "checkpoints", "log_every"):
         del encoded[name]
     for name in ("root", "loader", "workers"):
         del encoded["data"][name]
+    encoded["data"]["unlabelled"] = run.data.unlabelled is not None
     return encoded  # type: ignore[no-any-return]
+
+
+def same_result(saved: Mapping[str, Any], run: Run) -> bool:
+    """Whether an identity, maybe saved before some fields were there, is this run's: what it lacks is the default."""
+    whole = encode(run)
+    others = {name: whole[name] for name in ("name", "cluster", "checkpoints", "log_every")}
+    unlabelled = run.data.unlabelled or "named" if saved["data"].get("unlabelled") else None
+    try:
+        before = decode(Run, {**others, **saved, "data": {**saved["data"], "unlabelled": unlabelled}})
+    except InputError:
+        return False
+    return identity(before) == identity(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,17 @@ class Schedule(Protocol):
     def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """What the base learning rate is multiplied by at this step (0-based)."""
         ...
+
+
+class Averaging(ABC):
+    """How the weights are averaged over training: a pure function of the step."""
+
+    reestimate: ClassVar[bool] = False
+    """Whether BatchNorm's statistics are estimated anew on the training images, rather than averaged."""
+
+    @abstractmethod
+    def share(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
+        """Of the newest weights in the average after so many steps: w̄ ← w̄ + share (w - w̄). 1 starts anew."""
 
 
 class Loader(Protocol):

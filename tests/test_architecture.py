@@ -16,7 +16,19 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-DOORS = ("pretrain", "finetune", "evaluate", "frontier", "prepare", "reproduce", "report", "export")
+DOORS = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "frontier",
+    "prepare",
+    "reproduce",
+    "report",
+    "export",
+    "pseudo_label",
+    "certify",
+    "forensics",
+)
 LAYERS = (
     ("types", "noise", "threat", "losses", "errors", "fields", "config", "torchvision_guard"),
     ("objectives", "attacks", "models"),

@@ -96,7 +96,7 @@ FULL = Run(
     name="full-1",
     data=Data(source="cifar10", augmentation="pad_crop_flip", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), image_size=28),
     model=ResNet(),
-    objective=Trades(attack=PGD(threat=L2(0.5), step_size=0.1, start="none", restarts=2), beta=3.0, batchnorm="batch"),
+    objective=Trades(PGD(threat=L2(0.5), step_size=0.1, start="uniform", restarts=2), beta=3.0, batchnorm="batch"),
     optimizer=AdamW(lr=1e-4, betas=(0.8, 0.95)),
     schedule=Piecewise(milestones=(0.1, 0.2, 0.9), gamma=0.5, warmup_epochs=2.5),
     evaluation=Evaluation(

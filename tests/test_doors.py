@@ -112,6 +112,12 @@ OPTIONS = [
     ("--config none.yaml", "none.yaml: cannot be read (No such file or directory)"),
     ("--run-name ../up", "name: '../up' will not do"),
     ("--resume none", "runs/none: not a run's folder"),
+    (
+        "--objective.attack mixture --objective.attack.shares 0.5 0.6",
+        "objective.attack.shares: (0.5, 0.6) add up to 1.1",
+    ),
+    ("--objective.attack worst_of --threat.eps 4/255", "for attacks in l2 and linf; set the threat of each of them"),
+    ("--objective.attack.threat l2 --objective.attack carlini_wagner", "set goal.loss to margin"),
     ("--data.source digts", "did you mean digits?"),
     ("--data.source folder:/none", "/none does not exist; check the path"),
 ]
@@ -238,18 +244,35 @@ OF_RUNS = [
     ("evaluate", "--wokers 2", "did you mean '--workers'?"),
     ("evaluate", "--workers x", "--workers: 'x' will not do"),
     ("evaluate", "--workers 0", "workers: 0 is below 1"),
+    ("evaluate", "--attacks fgsm,apdg", "attacks: 'apdg' is not known; did you mean 'apgd'?"),
     ("evaluate", "--eps-linf -0.1", "eps: -0.1 is outside [0, 1]"),
     ("evaluate", "--eps-linf 256/255", "is outside [0, 1]"),
     ("evaluate", "--eps-l2 -1", "eps: -1.0 is outside"),
+    ("evaluate", "--noise 0", "noise: 0.0 is no standard deviation above 0"),
+    ("evaluate", "--noise -1/255", "is no standard deviation above 0"),
+    ("evaluate", "--noise 0.1 --noise-draws 0", "noise_draws: 0 is below 1"),
+    ("evaluate", "--noise-draws 8", "noise_draws: says nothing without noise"),
+    ("certify", "", "--sigma"),
+    ("certify", "--sigma 0", "sigma: 0 is no noise, and without noise"),
+    ("certify", "--sigma -0.25", "sigma: -0.25 is no standard deviation above 0"),
+    ("certify", "--sigma 0.25 --n 5", "n: 5 draws prove nothing at alpha 0.001"),
+    ("certify", "--sigma 0.25 --alpha 1", "alpha: 1.0 is outside (0, 0.5)"),
+    ("certify", "--sigma 0.25 --every 0", "every: 0 is below 1"),
+    ("certify", "--sigma 0.25 --images 0", "images: 0 is below 1"),
+    ("certify", "--sgma 0.25", "did you mean '--sigma'?"),
+    ("certify", "--sigma 0.25 --workers 0", "workers: 0 is below 1"),
+    ("forensics", "--images 1", "images: 1 is below 2"),
+    ("forensics", "--attacks fgsn", "attacks: 'fgsn' is not known; did you mean 'fgsm'?"),
+    ("forensics", "--attacks fgsm:l3", "attacks: 'l3' is not known"),
+    ("forensics", "--eps 256/255", "is outside [0, 1]"),
+    ("forensics", "--image none.png", "detector.safetensors: missing; the same command without --image trains"),
     ("export", "--fromat onnx", "did you mean '--format'?"),
     ("export", "--format onx", "Expected one of ('onnx', 'torchscript', 'safetensors')"),
 ]
 
 
 @pytest.mark.parametrize("name, options, message", OF_RUNS, ids=[f"{n} {o}" for n, o, _ in OF_RUNS])
-def test_options_of_evaluate_and_export(
-    name: str, options: str, message: str, finished: Path, refused: Refused
-) -> None:
+def test_options_of_what_reads_a_run(name: str, options: str, message: str, finished: Path, refused: Refused) -> None:
     assert message in refused(name, finished, *options.split())
 
 
@@ -288,9 +311,9 @@ def test_a_spoilt_run_is_refused(
     assert message in refused(name, run, *(["--format", "safetensors"] if name == "export" else []))
 
 
-@pytest.mark.parametrize("name", ["evaluate", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "export", "certify", "forensics"])
 def test_what_is_no_run_is_refused(name: str, tmp_path: Path, refused: Refused) -> None:
-    options = ["--format", "onnx"] if name == "export" else []
+    options = {"export": ["--format", "onnx"], "certify": ["--sigma", "0.25"]}.get(name, [])
     for path in (tmp_path, tmp_path / "none"):
         assert f"{path}: not a run's folder" in refused(name, path, *options)
 

@@ -16,10 +16,16 @@ from robustscale import export
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
 from robustscale.models import model_file
+from robustscale.models.conditional import Conditional
+from robustscale.models.lwta import Lwta
 from robustscale.models.network import Network, build
+from robustscale.models.noise_net import NoiseNet
+from robustscale.models.resnet import ResNet
 from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.models.slimmable import Slimmable
+from robustscale.models.spectral_norm import SpectralNorm
 from robustscale.run import Run
-from robustscale.types import DataSpec
+from robustscale.types import DataSpec, Model
 
 MODEL = ResNetCifar(8, base=4)
 SPEC = DataSpec(1, 8, 8, 10, (0.3,), (0.2,))
@@ -64,6 +70,44 @@ def test_an_export_takes_plain_images_in_any_number(network: Network, to: export
         x = torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(size))
         with torch.no_grad():
             torch.testing.assert_close(run(network, to, output, x), network(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
+def test_a_conditional_network_is_exported_at_its_lambda(to: export.Format, tmp_path: Path) -> None:
+    model = Conditional(Slimmable(ResNet(width=1 / 16), widths=(0.5, 1.0), width=0.5), lam=0.25)
+    network = build(model, SPEC, seed=5)
+    network(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    output = tmp_path / f"net.{to}"
+    assert export.export_network(network, model, SPEC, to, output) <= export.TOLERANCE
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(run(network, to, output, x), network(x, torch.full((3,), 0.25)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
+def test_a_spectrally_normalised_network_is_exported(to: export.Format, tmp_path: Path) -> None:
+    model = SpectralNorm(ResNetCifar(8, base=4, activation="silu"))
+    network = build(model, SPEC, seed=5)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network(x)
+    assert export.export_network(network, model, SPEC, to, tmp_path / f"net.{to}") <= export.TOLERANCE
+    with torch.no_grad():
+        torch.testing.assert_close(run(network, to, tmp_path / f"net.{to}", x), network(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", [NoiseNet(MODEL), Lwta(MODEL)], ids=["noise_net", "lwta"])
+def test_a_randomised_network_is_exported_as_safetensors_alone(model: Model, tmp_path: Path) -> None:
+    network = build(model, SPEC, seed=5)
+    graphs: tuple[export.Format, ...] = ("onnx", "torchscript")
+    for to in graphs:
+        with pytest.raises(
+            InputError, match=f"format: {to} would repeat one draw .* take --format safetensors"
+        ) as error:
+            export.export_network(network, model, SPEC, to, tmp_path / "net")
+        assert "\n" not in str(error.value)
+    assert export.export_network(network, model, SPEC, "safetensors", tmp_path / "net") == 0
 
 
 class _Branching(nn.Module):

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustscale.losses import cross_entropy, kl, margin
+from robustscale.losses import (
+    cross_entropy,
+    dlr,
+    kl,
+    margin,
+    rival,
+    squared_distance,
+    symmetric_kl,
+    targeted_dlr,
+    targeted_margin,
+    total_variation,
+)
 from robustscale.noise import Noise
 
 
@@ -53,10 +64,37 @@ def test_kl_gives_gradients_to_both_sides() -> None:
         assert side.grad is not None and (side.grad.abs().sum(1) > 0).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_other_distances_of_two_predictions(seed: int) -> None:
+    z_p, z_q = logits(seed), logits(seed + 1)
+    p, q = z_p.double().softmax(1), z_q.double().softmax(1)
+    both = (p * (p / q).log()).sum(1) + (q * (q / p).log()).sum(1)
+    torch.testing.assert_close(symmetric_kl(z_p, z_q).double(), both, rtol=1e-5, atol=1e-6)
+    # The largest difference over all sets of classes: the set of those that p gives more.
+    largest = torch.where(p > q, p - q, 0).sum(1)
+    torch.testing.assert_close(total_variation(z_p, z_q).double(), largest, rtol=1e-5, atol=1e-6)
+    squares = torch.stack([(a.double() - b.double()).norm() ** 2 for a, b in zip(z_p, z_q, strict=True)])
+    torch.testing.assert_close(squared_distance(z_p, z_q).double(), squares, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_rival(seed: int) -> None:
+    z, y = logits(seed), classes(seed)
+    p = z.double().softmax(1)
+    largest = [max(p[i, k] for k in range(4) if k != c) for i, c in enumerate(y)]
+    torch.testing.assert_close(rival(z, y).double(), -(1 - torch.stack(largest)).log(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e3, 1e5])
 def test_confident_logits_stay_finite(scale: float) -> None:
     z, y = logits(0, scale=scale), classes(0)
-    for value in (cross_entropy(z, y), kl(z, logits(1, scale=scale)), margin(z, y)):
+    other = logits(1, scale=scale)
+    for value in (
+        *(loss(z, y) for loss in (cross_entropy, margin, rival)),
+        *(loss(z, other) for loss in (kl, symmetric_kl, total_variation)),
+    ):
         assert value.isfinite().all()
 
 
@@ -68,6 +106,25 @@ def test_margin() -> None:
 def test_margin_is_positive_exactly_where_the_label_is_missed() -> None:
     z, y = logits(3, n=200), classes(3, n=200)
     assert torch.equal(margin(z, y) > 0, z.argmax(1) != y)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_difference_of_logits_ratio(seed: int) -> None:
+    """Equations 6 and 7 of Croce and Hein 2020, an image at a time, right and wrong ones."""
+    z, y = logits(seed, n=40, classes=6).double(), classes(seed, n=40, classes=6)
+    t = (y + 1 + classes(seed + 1, n=40, classes=5)) % 6
+    for i, (row, own, target) in enumerate(zip(z.tolist(), y.tolist(), t.tolist(), strict=True)):
+        first, _, third, fourth, *_ = sorted(row, reverse=True)
+        best = max(v for k, v in enumerate(row) if k != own)
+        expected = -(row[own] - best) / (first - third)
+        towards = -(row[own] - row[target]) / (first - (third + fourth) / 2)
+        assert dlr(z, y)[i].item() == pytest.approx(expected, rel=1e-10)
+        assert targeted_dlr(z, y, t)[i].item() == pytest.approx(towards, rel=1e-10)
+        rest = max(v for k, v in enumerate(row) if k != target)
+        assert targeted_margin(z, t)[i].item() == row[target] - rest
+    assert (dlr(z, y) > 0).any() and (dlr(z, y) < 0).any()
+    torch.testing.assert_close(dlr(1e-3 * z, y), dlr(z, y), rtol=1e-6, atol=0)
+    torch.testing.assert_close(targeted_dlr(1e-3 * z, y, t), targeted_dlr(z, y, t), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, margin])

@@ -16,6 +16,7 @@ from robustscale.run import Run
 from robustscale.types import DataSpec
 
 each = pytest.mark.parametrize("name", recipes.names())
+OAT = {"cifar10_oat", "svhn_oat", "stl10_oat"}
 EPS = {"8/255": 8 / 255, "4/255": 4 / 255, "0.031": 0.031, "0.03": 0.03, "0.1": 0.1}
 
 
@@ -31,7 +32,7 @@ def test_the_names_are_systematic() -> None:
         for method in methods
         for network in ("", "_wrn28_10")
     }
-    assert set(recipes.names()) == {"digits", "imagenet", "cifar10", "cifar100"} | cifar
+    assert set(recipes.names()) == {"digits", "imagenet", "cifar10", "cifar100"} | cifar | OAT
 
 
 @each
@@ -83,9 +84,13 @@ def test_documents_its_eps(name: str) -> None:
 @each
 def test_network_fits_the_data(name: str) -> None:
     run = recipes.get(name)
-    sides = {"digits": (1, 8), "imagenet": (3, 224)}
+    sides = {"digits": (1, 8), "imagenet": (3, 224), "stl10_oat": (3, 96)}
     channels, side = sides.get(name, (3, 32))
     build(run.model, DataSpec(channels, side, side, 10, (0.5,) * channels, (0.25,) * channels))
+
+
+def test_a_dash_stands_for_an_underscore() -> None:
+    assert recipes.get("cifar10-oat") == recipes.get("cifar10_oat")
 
 
 @pytest.mark.parametrize("wrong, right", [("cifar10_trade", "cifar10_trades"), ("digit", "digits")])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustscale.fields import require
-from robustscale.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
+from robustscale.losses import cross_entropy, dlr, kl, margin, targeted_dlr, targeted_margin
 from robustscale.noise import Noise, drawing_rows
-from robustscale.types import Forward, Score, Setting
+from robustscale.types import Attack, Forward, Objective, Score, Setting
 
 BatchNormMode = Literal["eval", "train", "batch"]
 """BatchNorm during the attack. eval: running statistics. train: the batch's, and running ones are updated by
@@ -24,16 +24,24 @@ def input_gradient(score: Score, x: Tensor) -> tuple[Tensor, Tensor]:
     """(d Σ score / dx, score), of shapes (N, C, H, W) and (N,).
 
     The sum keeps each example's gradient independent of the batch; `autograd.grad` for x alone computes no
-    parameter gradient, touches no `.grad` and fires no hook of DDP or DeepSpeed. Under fp16 autocast the sum is scaled:
-    the gradients of confident examples would vanish below 6e-8, and sign(0) leaves an example unattacked.
+    parameter gradient, touches no `.grad` and fires no hook of DDP or DeepSpeed.
     """
-    half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.float16
-    scale = 512.0 if half else 1.0
+    scale = gradient_scale(x)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         values = score(x)
         (grad,) = torch.autograd.grad(values.sum() * scale, x)
     return grad / scale, values.detach()
+
+
+def gradient_scale(x: Tensor) -> float:
+    """What a score is multiplied by before its gradient for x is taken, and the gradient divided by.
+
+    Not 1 under fp16 autocast: there the gradients of confident examples would vanish below 6e-8, and sign(0) leaves
+    an example unattacked.
+    """
+    half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.float16
+    return 512.0 if half else 1.0
 
 
 @contextmanager
@@ -65,7 +73,7 @@ def attacking(model: nn.Module, batchnorm: BatchNormMode = "eval") -> Iterator[F
 
 
 class LabelScore:
-    """loss(f(x), *labels), a score that can be asked of some of the examples."""
+    """loss(f(x), *labels), a score that can be asked of some of the examples; labels have a row for each."""
 
     def __init__(self, f: Forward, loss: Callable[..., Tensor], labels: tuple[Tensor, ...]) -> None:
         self.f, self.loss, self.labels = f, loss, labels
@@ -86,10 +94,12 @@ class LabelScore:
 def score_of(score: Score, x: Tensor, rows: Tensor) -> Score:
     """The score of examples `rows` (indices) of the batch x alone: (n, C, H, W) -> (n,).
 
-    `LabelScore` forwards these rows only. Any other score is given the whole batch: right, but no cheaper.
+    A score with a method `rows`, such as `LabelScore`, forwards these rows only. Any other is given the whole batch:
+    right, but no cheaper.
     """
-    if isinstance(score, LabelScore):
-        return score.rows(rows)
+    of_rows: Callable[[Tensor], Score] | None = getattr(score, "rows", None)
+    if of_rows is not None:
+        return of_rows(rows)
     return lambda part: score(x.index_copy(0, rows, part))[rows]
 
 
@@ -108,9 +118,10 @@ class Goal:
     clean logit. ranked: the `rank`-th of the other classes by clean logit. A number: that class, for every image."""
     rank: int = 1
     """Of target `ranked`: 1 is the likeliest of the other classes."""
-    loss: Literal["cross_entropy", "margin", "dlr"] = "cross_entropy"
+    loss: Literal["cross_entropy", "margin", "dlr", "kl"] = "cross_entropy"
     """margin: max_{i≠y} z_i - z_y (Carlini and Wagner 2017), positive where the attack has succeeded. dlr: the same
-    over the spread of the largest logits (Croce and Hein 2020)."""
+    over the spread of the largest logits (Croce and Hein 2020). kl: KL(p(x)‖p(x')), which knows no label (Zhang et al.
+    2019); with pgd and start gaussian that is KL-PGD, the attack that TRADES trains on."""
 
     def __post_init__(self) -> None:
         # cross_entropy takes -100 for "leave this one out", which would be an attack without a gradient.
@@ -120,6 +131,11 @@ class Goal:
         )
         require(self.rank >= 1, f"rank: {self.rank} is below 1, the likeliest of the other classes")
         require(self.rank == 1 or self.target == "ranked", f"rank: {self.rank} says nothing without target ranked")
+        require(
+            self.loss != "kl" or (self.label == "true" and self.target == "none"),
+            f"loss: kl is the distance from the clean prediction, and takes no target ({self.target!r}) nor label "
+            f"({self.label!r}); leave both out, or take cross_entropy",
+        )
 
     def require(self, setting: Setting) -> None:
         """Raise InputError where the data has too few classes."""
@@ -142,9 +158,11 @@ class Goal:
 
     def score(self, f: Forward, x: Tensor, y: Tensor, noise: Noise) -> Score:
         clean = None
-        if self.label == "predicted" or self.target in ("random", "least_likely", "ranked"):
+        if self.loss == "kl" or self.label == "predicted" or self.target in ("random", "least_likely", "ranked"):
             with torch.no_grad():
                 clean = f(x)
+        if self.loss == "kl" and clean is not None:
+            return LabelScore(f, lambda logits, reference: kl(reference, logits), (clean,))
         if self.label == "predicted" and clean is not None:
             y = clean.argmax(1)
         if self.target == "none":
@@ -165,6 +183,58 @@ class Goal:
             others = clean.scatter(1, y[:, None], -torch.inf)
             return others.sort(stable=True, dim=1, descending=True).indices[:, self.rank - 1]
         return torch.full_like(y, int(self.target))
+
+
+def is_attack(part: Any) -> bool:
+    """By its being called, as an objective is too; and an attack's configuration is a dataclass."""
+    return is_dataclass(part) and callable(part) and not isinstance(part, (Objective, type))
+
+
+def attacks_in(part: Any) -> Iterator[tuple[str, Attack]]:
+    """The attacks among the fields of a dataclass, by field; those of a tuple one by one."""
+    for field in fields(part) if is_dataclass(part) else ():
+        value = getattr(part, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if is_attack(item):
+                yield field.name, item
+
+
+def boundary_attack(attack: Attack) -> Attack | None:
+    """It, or the first that it is made of, with `boundary = True`: one that takes a positive score for a success."""
+    if getattr(attack, "boundary", False):
+        return attack
+    found = (boundary_attack(part) for _field, part in attacks_in(attack))
+    return next((part for part in found if part is not None), None)
+
+
+def require_random_start(attack: Attack, reason: str, field: str = "attack") -> None:
+    """Raise InputError, which names `field`, where the attack, or one that it is made of, takes its first gradient at
+    the image itself.
+
+    For scores that are least there: their gradient is zero, or of rounding's size, whose sign is a step into nowhere.
+    """
+    at_image = getattr(attack, "from_image", False) or getattr(attack, "start", None) == "none"
+    starts = not at_image and getattr(attack, "random_start", True)
+    require(starts, f"{field}: starts from the image, where {reason} and has no gradient; give it a random start")
+    for _field, part in attacks_in(attack):
+        require_random_start(part, reason, field)
+
+
+def require_pair(attack: Attack, goal: Goal | None, field: str = "attack") -> None:
+    """Raise InputError, which names `field`, where the attack seeks the boundary of a score that has none, or starts
+    where the score has no gradient.
+
+    None for the goal is a score of another kind, such as TRADES' KL.
+    """
+    if goal is not None and goal.loss == "kl":
+        require_random_start(attack, "the kl is 0", field)
+    seeker = boundary_attack(attack)
+    told = "no goal" if goal is None else f"no {goal.loss}"
+    remedy = "take pgd" if goal is None else "set goal.loss to margin"
+    require(
+        seeker is None or (goal is not None and goal.loss == "margin"),
+        f"{field}: {type(seeker).__name__} looks for where the network turns wrong, which {told} tells; {remedy}",
+    )
 
 
 def _towards(logits: Tensor, t: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ class FGSM:
 
     With `random_start` it is FGSM-RS (Wong et al. 2020, https://arxiv.org/abs/2001.03994): a uniform start in the
     ball, then a step of alpha · ε, alpha = 1.25. Costs one forward and one input gradient.
+
+    Use: for fast training with a random start, and to see the difference to PGD, which tells masked gradients.
+    Breaks: as an evaluation always: one step is right only while the loss is linear over the ball; training with it at
+        larger ε ends in catastrophic overfitting (Wong et al. 2020).
     """
 
     threat: Threat = Linf()

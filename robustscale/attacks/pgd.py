@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from robustscale.attacks.base import input_gradient
+from robustscale.attacks.combining import highest
 from robustscale.fields import Pixels, require
 from robustscale.noise import Noise
 from robustscale.threat import Linf, Threat
@@ -21,7 +21,12 @@ class PGD:
     """x ← Π(x + α · ascend(∇ score(x))), K times (Madry et al. 2018, https://arxiv.org/abs/1706.06083).
 
     `ascend` is the sign in ℓ∞ and the unit gradient in ℓ2. Costs K forwards and K input gradients a restart, and
-    one forward more a restart if there are several.
+    one forward more a restart if there are several. From a `gaussian` start on `Goal(loss="kl")` it is KL-PGD, TRADES'
+    inner maximisation (Zhang et al. 2019, https://arxiv.org/abs/1901.08573); Gairat's GA-PGD is it with a count.
+
+    Use: to train with, and to monitor training; 10 steps for that, 20 and more to judge with.
+    Breaks: its step size is fixed and its loss saturates on confident networks, so it overrates defences that mask or
+        shrink gradients; a published figure needs AutoAttack (Croce and Hein 2020, https://arxiv.org/abs/2003.01690).
     """
 
     threat: Threat = Linf()
@@ -44,17 +49,8 @@ class PGD:
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        best = self._ascend(score, x, noise, on_step)
-        if self.restarts > 1:
-            with torch.no_grad():
-                best_score = score(best)
-                for restart in range(1, self.restarts):
-                    x_adv = self._ascend(score, x, noise.fold("restart", restart), on_step)
-                    value = score(x_adv)
-                    better = value > best_score
-                    best = torch.where(better.view(-1, *(1,) * (x.dim() - 1)), x_adv, best)
-                    best_score = torch.maximum(value, best_score)
-        return best
+        streams = (noise.fold("restart", r) if r else noise for r in range(self.restarts))
+        return highest(score, (self._ascend(score, x, own, on_step) for own in streams))
 
     def _ascend(self, score: Score, x: Tensor, noise: Noise, on_step: Callable[[Tensor], None] | None) -> Tensor:
         step_size = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size

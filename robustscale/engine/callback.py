@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from robustscale.types import State
 
@@ -28,3 +31,10 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: State) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Saved as a group of their own with every checkpoint, under the class's name; none if empty."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """On the device of training; called before `on_fit_start`, and only if there were any."""

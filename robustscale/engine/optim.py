@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from robustscale.fields import require
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters with an attribute `weight_decay` that is False are left out of it; all others form the first group."""
+    free = [p for p in parameters if getattr(p, "weight_decay", True) is False]
+    if not free:
+        return [{"params": parameters}]
+    names = set(map(id, free))
+    return [{"params": [p for p in parameters if id(p) not in names]}, {"params": free, "weight_decay": 0.0}]
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class SGD:
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            _groups(parameters), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
 
@@ -47,4 +57,4 @@ class AdamW:
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay!r} is negative; 0.05 is usual")
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, self.weight_decay)
+        return torch.optim.AdamW(_groups(parameters), self.lr, self.betas, self.eps, self.weight_decay)

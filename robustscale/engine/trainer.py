@@ -25,6 +25,8 @@ class Trainer:
         self.run, self.loader, self.backend, self.callbacks = run, loader, backend, callbacks
         self.train_step = TrainStep(run, network, backend)
         self.network = self.train_step.network
+        self.judged: nn.Module = self.network
+        """What the monitor looks at and whose weights are kept: the averaged network, where there is one."""
         self.metrics = Metrics(backend)
         self.total_steps = run.epochs * loader.num_batches
         self.epoch = self.batch = self.step = 0

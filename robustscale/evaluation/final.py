@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from robustscale.attacks.base import attacking
+from robustscale.config import encode
 from robustscale.engine.folder import RunFolder, Weights, publish
 from robustscale.engine.versions import versions
-from robustscale.evaluation.accuracy import classify, exact_float32, judge
+from robustscale.evaluation.accuracy import exact_float32, judge, num_draws
+from robustscale.evaluation.noise_defence import Defence
 from robustscale.evaluation.result import run_result, write_examples
 from robustscale.evaluation.suite import default_suite, reported, suite_result
+from robustscale.evaluation.verdicts import Asked
 from robustscale.evaluation.words import Attacker
 from robustscale.models.network import build
-from robustscale.noise import Noise
+from robustscale.noise import Noise, drawing, randomised
 from robustscale.run import Run
 from robustscale.types import Backend, Loader
 
@@ -36,18 +39,31 @@ def read_test_set(
     started = time.monotonic()
     network = build(run.model, folder.spec()).to(backend.device)
     facts = folder.load_weights(which, network)
-    name, attacker = reported(run)
+    name, attacker = reported(run, randomised=randomised(network))
+    everything = torch.arange(test.num_examples)
     examples = judge(
-        network, test, {name: attacker}, backend, run.seed, expected=torch.arange(test.num_examples), report=emit
+        network,
+        test,
+        {name: attacker},
+        backend,
+        run.seed,
+        draws=run.evaluation.draws,
+        expected=everything,
+        report=emit,
     )
     if backend.rank == 0:
         _save_gallery(network, test, name, attacker, run, folder)
         result = run_result(examples, name, attacker, weights=which, step=facts["step"], epoch=facts["epoch"])
         held_out = {k: facts[k] for k in ("held_out_sa", "held_out_ra") if k in facts}
         wall = seconds + time.monotonic() - started
-        more = {"workers": backend.world, "wall_seconds": wall, "versions": versions()}
+        more = {"workers": backend.world, "wall_seconds": wall, "versions": versions()} | _drawn(network, run)
         folder.write("result.json", {**result, **held_out, **more})
     backend.barrier()
+
+
+def _drawn(network: nn.Module, run: Run) -> dict[str, int]:
+    """{"draws": ...} of a randomised network, one included: its figures are of a draw all the same."""
+    return {"draws": num_draws(network, run.evaluation.draws)} if randomised(network) else {}
 
 
 def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacker, run: Run, folder: RunFolder) -> None:
@@ -56,9 +72,10 @@ def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacke
     batch = type(batch)(*(column[:NUM_SHOWN] for column in batch))
     noise = Noise.of(run.seed, batch.index, "evaluate", name)
     with attacking(network) as f, exact_float32(batch.x.device):
-        x_adv = attacker.attack(attacker.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
-        with torch.no_grad():
-            predicted, predicted_adv = classify(f, batch.x), classify(f, x_adv)
+        asked = Asked(f, run.seed)
+        with drawing(noise.fold("network")):
+            x_adv = attacker.attack(attacker.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
+        predicted, predicted_adv = (asked.predictions(x, batch.index)[:, 0] for x in (batch.x, x_adv))
     shown: dict[str, Tensor] = {
         "images": batch.x,
         "adversarial": x_adv,
@@ -72,19 +89,43 @@ def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacke
 def evaluate_run(
     run: Run, folder: RunFolder, test: Loader, backend: Backend, emit: Emit, options: Mapping[str, Any]
 ) -> None:
-    """The suite of attacks on the test set; writes RUN/evaluation/evaluation.json and examples.parquet."""
+    """The suite of attacks on the test set; writes evaluation.json and examples.parquet to RUN/evaluation, or beside it
+    where the network is read behind noise."""
     started = time.monotonic()
-    network = build(run.model, folder.spec()).to(backend.device)
-    facts = folder.load_weights(options["weights"], network)
-    suite = default_suite(run, folder.spec(), linf=options["eps_linf"], l2=options["eps_l2"])
+    defence = Defence(options["noise"], options["noise_draws"])
+    bare = build(run.model, folder.spec()).to(backend.device)
+    facts = folder.load_weights(options["weights"], bare)
+    network = defence.protect(bare)
+    suite = default_suite(
+        run,
+        folder.spec(),
+        linf=options["eps_linf"],
+        l2=options["eps_l2"],
+        kinds=options["attacks"],
+        randomised=randomised(network),
+        blind=options["noise"] is not None,
+    )
     examples = judge(
-        network, test, suite.attacks, backend, run.seed, expected=torch.arange(test.num_examples), report=emit
+        network,
+        test,
+        suite.attacks,
+        backend,
+        run.seed,
+        draws=run.evaluation.draws,
+        expected=torch.arange(test.num_examples),
+        report=emit,
     )
     if backend.rank == 0:
-        folder.evaluation.mkdir(parents=True, exist_ok=True)
-        write_examples(examples, folder.evaluation / "examples.parquet")
+        where = defence.results(folder, options["point"])
+        where.mkdir(parents=True, exist_ok=True)
+        write_examples(examples, where / "examples.parquet")
+        found = suite_result(examples, suite)
         result = {
-            **suite_result(examples, suite),
+            **found,
+            "notes": [*found["notes"], *defence.notes(reported(run)[0])],
+            **({} if defence.noise is None else defence._asdict()),
+            **_drawn(network, run),
+            "model": encode(run.model),
             "weights": options["weights"],
             "epoch": facts["epoch"],
             "step": facts["step"],
@@ -92,5 +133,5 @@ def evaluate_run(
             "wall_seconds": time.monotonic() - started,
             "versions": versions(),
         }
-        folder.write("evaluation/evaluation.json", result)
+        folder.write(f"{where.name}/evaluation.json", result)
     backend.barrier()

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from robustscale.config import encode
+from robustscale.engine.folder import publish
 from robustscale.evaluation.accuracy import NONFINITE, Examples
 from robustscale.evaluation.words import Attacker, threat_of, threat_text
 
 SCHEMA = 1
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927, https://doi.org/10.2307/2276774); 95 % by default.
 
     It is about the images drawn, not about the seed of training. Unlike p ± z·se it stays in [0, 1] and has a width
@@ -31,14 +32,20 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A share of images."""
+    """A share of images, or the mean of that of several draws of a randomised network."""
 
-    correct: int
+    correct: float
     n: int
+    spread: float | None = None
+    """The standard deviation of the share over the draws; of one more draw, not of their mean."""
 
     @classmethod
     def of(cls, correct: Tensor) -> Figure:
-        return cls(int(correct.sum()), len(correct))
+        """Of (N,) or (N, draws) bool."""
+        if correct.dim() == 1:
+            return cls(int(correct.sum()), len(correct))
+        shares = correct.double().mean(0)
+        return cls(shares.mean().item() * len(correct), len(correct), shares.std().item())
 
     @property
     def value(self) -> float:
@@ -46,11 +53,12 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson, 95 %."""
+        """Wilson, 95 %: about the images drawn; of a mean over draws it is on the wide side."""
         return wilson(self.correct, self.n)
 
     def named(self, name: str) -> dict[str, Any]:
-        return {name: self.value, f"{name}_interval": list(self.interval)}
+        spread = {} if self.spread is None else {f"{name}_spread": self.spread}
+        return {name: self.value, f"{name}_interval": list(self.interval), **spread}
 
 
 def standard(examples: Examples) -> Figure:
@@ -67,7 +75,18 @@ def robust(examples: Examples, *names: str) -> Figure:
 def num_nonfinite(examples: Examples) -> int:
     """Images where anything was not finite, clean or attacked. They count as wrong."""
     columns = torch.stack([examples.predicted, *examples.adversarial.values()])
-    return int((columns == NONFINITE).any(0).sum())
+    return int((columns == NONFINITE).any(0).view(len(examples.index), -1).any(1).sum())
+
+
+def asked_of(examples: Examples) -> dict[str, int]:
+    """{"draws": ...} where a randomised network was asked several times."""
+    return {"draws": examples.predicted.shape[1]} if examples.predicted.dim() == 2 else {}
+
+
+def encoded(attacker: Attacker) -> dict[str, Any]:
+    """What rebuilds an attacker: see `reports.tables.attacker_of`."""
+    targets = {"targets": attacker.targets} if attacker.targets else {}
+    return {"attack": encode(attacker.attack), "goal": encode(attacker.goal), **targets}
 
 
 def run_result(
@@ -80,8 +99,8 @@ def run_result(
         **robust(examples, name).named("ra"),
         "n": len(examples.index),
         "nonfinite": num_nonfinite(examples),
-        "attack": encode(attacker.attack),
-        "goal": encode(attacker.goal),
+        **asked_of(examples),
+        **encoded(attacker),
         "weights": weights,
         "step": step,
         "epoch": epoch,
@@ -98,13 +117,9 @@ def attack_results(examples: Examples, attacks: Mapping[str, Attacker]) -> dict[
         **standard(examples).named("sa"),
         "n": len(examples.index),
         "nonfinite": num_nonfinite(examples),
+        **asked_of(examples),
         "attacks": {
-            name: {
-                **robust(examples, name).named("ra"),
-                "attack": encode(attacker.attack),
-                "goal": encode(attacker.goal),
-            }
-            for name, attacker in attacks.items()
+            name: {**robust(examples, name).named("ra"), **encoded(attacker)} for name, attacker in attacks.items()
         },
         "worst": {
             ball: {**robust(examples, *names).named("ra"), "attacks": names}
@@ -116,15 +131,17 @@ def attack_results(examples: Examples, attacks: Mapping[str, Attacker]) -> dict[
 
 def write_examples(examples: Examples, path: Path) -> None:
     """A Parquet table with a row an image: index, label, clean, and the class predicted under each attack; null
-    where a logit was not finite. Appears whole or not at all."""
+    where a logit was not finite. Of several draws, a list of classes. Appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def column(predicted: Tensor) -> Any:
-        return pa.array(predicted.numpy(), mask=(predicted == NONFINITE).numpy())
+        flat = predicted.flatten()
+        values = pa.array(flat.numpy(), mask=(flat == NONFINITE).numpy())
+        return values if predicted.dim() == 1 else pa.FixedSizeListArray.from_arrays(values, predicted.shape[1])
 
     columns = {"index": examples.index, "label": examples.label, "clean": examples.predicted, **examples.adversarial}
     table = pa.table({name: column(predicted) for name, predicted in columns.items()})
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table, part)
-    part.replace(path)
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    publish(path, content.getvalue().to_pybytes())

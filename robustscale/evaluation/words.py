@@ -17,6 +17,9 @@ class Attacker(NamedTuple):
 
     attack: Attack
     goal: Goal = Goal()
+    targets: int = 0
+    """Run the goal against each of so many targets in turn, the likeliest other classes first, on the images still
+    standing. 0: the goal's own target, or none."""
 
 
 def pixels(eps: float) -> str:
@@ -50,20 +53,33 @@ def training_attack(objective: Objective) -> Attack | None:
 
 
 def attack_name(attack: Attack) -> str:
-    """`pgd-20`: the component's name, and its number of steps if it has one."""
+    """`pgd-20`: the component's name, and its number of steps if it has one; `eot-20 pgd-20` of one that wraps another,
+    `worst_of(fgsm+pgd-10)` of one made of several."""
     name = component_name(attack) or type(attack).__name__.lower()
-    steps = getattr(attack, "steps", None)
-    return f"{name}-{steps}" if isinstance(steps, int) else name
+    inner, several = getattr(attack, "attack", None), getattr(attack, "attacks", None)
+    if several is not None:
+        return f"{name}({'+'.join(attack_name(each) for each in several)})"
+    number = getattr(attack, "steps" if inner is None else "draws", None)
+    own = f"{name}-{number}" if isinstance(number, int) else name
+    return own if inner is None else f"{own} {attack_name(inner)}"
 
 
 def name_of(attacker: Attacker) -> str:
     """`pgd-20 linf 8/255`, then every field that is not the default: equal attackers have equal names, and so the
     same random starts wherever they are judged."""
-    attack, goal = attacker
-    threat = getattr(attack, "threat", None)
-    words = [attack_name(attack)]
+    threat = getattr(attacker.attack, "threat", None)
+    words = [attack_name(attacker.attack)]
     words += [threat_text(threat)] if isinstance(threat, Threat) else []
-    return " ".join(words + _changed(attack, ("threat", "steps")) + _changed(goal, ()))
+    words += _details(attacker.attack) + _changed(attacker.goal, ())
+    return " ".join(words + ([f"targets={attacker.targets}"] if attacker.targets else []))
+
+
+def _details(attack: Attack) -> list[str]:
+    """Of an attack and of those inside it."""
+    inner = getattr(attack, "attack", None)
+    parts = getattr(attack, "attacks", None) or (() if inner is None else (inner,))
+    told = ("threat", "attack", "attacks", "steps" if inner is None else "draws")
+    return _changed(attack, told) + [word for part in parts for word in _details(part)]
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,8 @@ def he_normal_(network: nn.Module) -> None:
     """Convolutions from N(0, 2 / (k^2 * output channels)), BatchNorm at scale 1 and shift 0.
 
     He et al. 2015, https://arxiv.org/abs/1502.01852, equation 14 (the backward form, "fan out"), as ResNet and
-    Wide ResNet were published. Linear layers keep torch's default.
+    Wide ResNet were published. Linear layers keep torch's default. The factor 2 is ReLU's; networks with SiLU start the
+    same.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

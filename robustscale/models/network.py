@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustscale.errors import InputError
 from robustscale.fields import require
+from robustscale.models import pretrained
 from robustscale.models.normalize import Normalize
 from robustscale.types import DataSpec, Model
 
@@ -27,11 +28,13 @@ class Network(nn.Module):
         return self.body(self.normalize(x), *condition)  # type: ignore[no-any-return]
 
 
-def build(model: Model, spec: DataSpec, seed: int = 0) -> Network:
+def build(model: Model, spec: DataSpec, seed: int = 0, *, starting: bool = False) -> Network:
     """The network with starting weights that are a pure function of (model, spec, seed).
 
-    Every worker gets equal weights, and torch's global generators are left as they were. Raises InputError where
-    the data and the architecture do not fit.
+    Every worker gets equal weights, and torch's global generators are left as they were. `starting`: it will be
+    trained, so that a model with pretrained weights reads their file; else its weights come from elsewhere, and the
+    file may be gone. Raises InputError where the data and the architecture do not fit, and for a file that cannot be
+    used.
     """
     require(spec.classes >= 2, f"data: {spec.classes} classes; a classifier needs at least 2")
     require(
@@ -41,7 +44,9 @@ def build(model: Model, spec: DataSpec, seed: int = 0) -> Network:
     with _naming("data"):
         normalize = Normalize(spec.mean, spec.std)
     # Weights are drawn on the CPU, so its generator is the only one to keep; manual_seed would reseed CUDA's too.
-    with torch.random.fork_rng(devices=[]), _naming("model"):
+    with torch.random.fork_rng(devices=[]), _naming("model"), contextlib.ExitStack() as stack:
+        if starting:
+            stack.enter_context(pretrained.starting())
         torch.default_generator.manual_seed(seed)
         return Network(normalize, model.build(spec), spec.classes)
 

@@ -12,7 +12,11 @@ from robustscale.types import Batch, Loss, Objective, Progress
 
 @dataclass(frozen=True)
 class Natural(Objective):
-    """CE(f(x), y), without an attack."""
+    """CE(f(x), y), the cross entropy of the images as they are: empirical risk minimisation, without an attack.
+
+    Use: for the clean accuracy that robust training is measured against, and as a first run of new data.
+    Breaks: against any white-box attack: at 8/255 PGD leaves next to nothing (Madry et al. 2018, 3.5 % on CIFAR-10).
+    """
 
     def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> None:
         """There is no attack."""

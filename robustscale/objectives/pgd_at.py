@@ -22,6 +22,10 @@ class PgdAt(Objective):
     share of whole batches that are natural (the 95 / 5 mix is β = 0.05). The authors attack with BatchNorm in
     training mode, which updates its running statistics K times a step; the default here is `eval`, which
     "Bag of Tricks for AT" (https://arxiv.org/abs/2010.00467) finds equally robust and more accurate.
+
+    Use: as the first robust objective to try, and the baseline of every other.
+    Breaks: by robust overfitting: after the first drop of the learning rate test RA falls while training RA rises (Rice
+        et al. 2020, https://arxiv.org/abs/2002.11569), so it needs early stopping or averaged weights.
     """
 
     attack: Attack = PGD()

@@ -37,7 +37,8 @@ def names() -> list[str]:
 
 
 def function(name: str) -> Recipe:
-    """The recipe itself, for its docstring. Raises InputError, with the nearest name, where there is none."""
+    """The recipe itself, for its docstring; - stands for _. Raises InputError, with the nearest name, for no recipe."""
+    name = name.replace("-", "_")
     if name not in _found():
         raise unknown("recipe", name, names())
     return _found()[name]

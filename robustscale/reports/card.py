@@ -12,7 +12,7 @@ from robustscale.config import component_name
 from robustscale.evaluation.words import Attacker, name_of, norm_of, pixels, threat_of, training_attack
 from robustscale.reports.figures import source_name
 from robustscale.reports.progress import duration, percent
-from robustscale.reports.tables import attacker_of, figure_row
+from robustscale.reports.tables import attacker_of, draws_note, figure_row, setting_note
 from robustscale.run import Run
 from robustscale.threat import Threat
 
@@ -32,7 +32,7 @@ def model_card(
         f"# {run.name}",
         f"A `{model}` network that tells {len(data['classes'])} classes apart in images of {source_name(run)} "
         f"({size}), trained with the objective `{objective}` by robustscale {versions['robustscale']}.",
-        _figures(result),
+        _figures(run, result),
         _threat(run, result),
         _training(run),
         _data(data),
@@ -59,7 +59,7 @@ def threat_sentence(threat: Threat) -> str:
     return f"The adversary may change an image by at most {pixels(threat.eps)} in {norm_of(threat)}"
 
 
-def _figures(result: Mapping[str, Any]) -> str:
+def _figures(run: Run, result: Mapping[str, Any]) -> str:
     rows = [
         figure_row("SA, standard accuracy: clean images", result, "sa"),
         figure_row(f"RA, robust accuracy: `{name_of(attacker_of(result))}`", result, "ra"),
@@ -67,6 +67,7 @@ def _figures(result: Mapping[str, Any]) -> str:
     text = _table(("on the test set", "accuracy", "95 % interval (Wilson)"), rows)
     count = result["nonfinite"]
     broken = f" {count:,} images met values that are not finite; they count as wrong." if count else ""
+    broken += "".join(f" {note}" for note in setting_note(run) + draws_note(result))
     return (
         f"## Figures\n\n{text}\n\n{result['n']:,} images, each judged once, in float32.{broken} RA counts an image if "
         "it is classified correctly both clean and attacked."
@@ -102,7 +103,8 @@ def _training(run: Run) -> str:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    rows = [(part, f"{data[part]['num_examples']:,}", f"`{data[part]['fingerprint']}`") for part in ("train", "test")]
+    parts = [part for part in ("train", "unlabelled", "test") if part in data]
+    rows = [(part, f"{data[part]['num_examples']:,}", f"`{data[part]['fingerprint']}`") for part in parts]
     names = ", ".join(str(name) for name in data["classes"][:20])
     more = f", and {len(data['classes']) - 20} more" if len(data["classes"]) > 20 else ""
     table = _table(("part", "images", "fingerprint (SHA-256)"), rows)

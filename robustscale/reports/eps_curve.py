@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robustscale.evaluation.words import norm_of, pixels, threat_of, training_attack
+from robustscale.evaluation.words import attack_name, norm_of, pixels, training_attack
 from robustscale.reports.figures import BLUE, GREEN, VERMILLION, new_figure, plain, save, source_name
+from robustscale.reports.tables import attacker_of
 from robustscale.run import Run
+from robustscale.threat import Threat
 
 
 def draw_eps_curve(run: Run, data: Mapping[str, Any], evaluation: Mapping[str, Any], path: Path) -> None:
@@ -21,12 +23,14 @@ def draw_eps_curve(run: Run, data: Mapping[str, Any], evaluation: Mapping[str, A
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     axes.fill_between(eps, low, high, color=VERMILLION, alpha=0.18, linewidth=0, label="95 % interval (Wilson)")
-    axes.plot(eps, ra, color=VERMILLION, marker="o", label="RA under PGD-20")
+    attack = _attack(evaluation)
+    axes.plot(eps, ra, color=VERMILLION, marker="o", label=f"RA under {attack}, an upper bound")
     clean: dict[str, Any] = {"color": BLUE, "marker": "D", "markersize": 8, "linestyle": "none"}
     axes.plot([0], [100 * evaluation["sa"]], **clean, clip_on=False, zorder=5, label="SA (no attack)")
-    attack = training_attack(run.objective)
-    if attack is not None and norm_of(threat_of(attack)) == evaluation["norm"]:
-        trained = threat_of(attack).eps
+    # None where nothing, or no single ball, was trained against.
+    threat = getattr(training_attack(run.objective), "threat", None)
+    if isinstance(threat, Threat) and norm_of(threat) == evaluation["norm"]:
+        trained = threat.eps
         axes.axvline(trained, color="0.35", linestyle=":", label=f"trained at eps = {pixels(trained)}")
     chance = 100 / len(data["classes"])
     axes.axhline(chance, color=GREEN, linestyle="--", linewidth=1, label=f"chance, {chance:.3g} %")
@@ -39,8 +43,21 @@ def draw_eps_curve(run: Run, data: Mapping[str, Any], evaluation: Mapping[str, A
         ylabel="accuracy on the test set, %",
         ylim=(0, 105),
         xlim=(0, max(eps) * 1.03 or 1),
-        title=f"{run.name}: {source_name(run)}, PGD-20 in {unit}, {evaluation['n']:,} images",
+        title=f"{run.name}: {source_name(run)}{_behind(evaluation)}, {attack} in {unit}, {evaluation['n']:,} images",
     )
     axes.legend(frameon=False)
     plain(axes)
     save(figure, path)
+
+
+def _attack(evaluation: Mapping[str, Any]) -> str:
+    """Of the sweep: `pgd-20`, or `eot-20 pgd-20` on a randomised network."""
+    names = [entry["attack"] for entry in evaluation["sweep"] if entry["attack"]]
+    return attack_name(attacker_of(evaluation["attacks"][names[0]]).attack) if names else "no attack"
+
+
+def _behind(evaluation: Mapping[str, Any]) -> str:
+    """What the network is read behind."""
+    if "noise" not in evaluation:
+        return ""
+    return f" behind noise of sigma {pixels(evaluation['noise'])}"

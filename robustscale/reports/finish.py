@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder, publish
+from robustscale.evaluation.certificates import certification_folder
 from robustscale.evaluation.words import Attacker, name_of
 from robustscale.reports.card import model_card
+from robustscale.reports.certified import certified_table, draw_certified
+from robustscale.reports.confusion import draw_confusion, forensics_table
 from robustscale.reports.curves import draw_curves
 from robustscale.reports.eps_curve import draw_eps_curve
 from robustscale.reports.figures import source_name
 from robustscale.reports.gallery import draw_gallery
 from robustscale.reports.tables import attacker_of, evaluation_table, result_table
+from robustscale.run import Run
 
 
 def finish_run(folder: RunFolder) -> None:
@@ -36,9 +41,31 @@ def show_result(folder: RunFolder) -> None:
     print(f"\n{folder.path}/")
 
 
-def finish_evaluation(folder: RunFolder) -> None:
-    """Draw evaluation/eps_curve.png; print the table."""
-    run, data, evaluation = folder.run(), folder.read("data.json"), folder.read("evaluation/evaluation.json")
-    draw_eps_curve(run, data, evaluation, folder.evaluation / "eps_curve.png")
+def finish_evaluation(folder: RunFolder, run: Run, where: Path) -> None:
+    """Draw eps_curve.png, if there was a sweep, in `where` the results are; print the table. `run` is as judged: its
+    model may be read at another λ or width than it was trained to answer at."""
+    data, evaluation = folder.read("data.json"), folder.read(f"{where.name}/evaluation.json")
+    curve = where / "eps_curve.png"
+    # One of an earlier evaluation would stand beside figures that it does not show.
+    curve.unlink(missing_ok=True)
+    if len(evaluation["sweep"]) > 1:
+        draw_eps_curve(run, data, evaluation, curve)
     evaluation_table(run, data, evaluation)
-    print(f"\n{folder.evaluation}/")
+    print(f"\n{where}/")
+
+
+def finish_certification(folder: RunFolder, sigma: float) -> None:
+    """Draw certify-SIGMA/certified.png; print the table."""
+    where = certification_folder(folder, sigma)
+    run, result = folder.run(), folder.read(f"{where.name}/certify.json")
+    draw_certified(run, result, where / "images.parquet", where / "certified.png")
+    certified_table(run, result)
+    print(f"\n{where}/")
+
+
+def finish_forensics(folder: RunFolder) -> None:
+    """Draw forensics/confusion.png; print the table."""
+    run, result = folder.run(), folder.read("forensics/forensics.json")
+    draw_confusion(run, result, folder.path / "forensics" / "confusion.png")
+    forensics_table(run, result)
+    print(f"\n{folder.path / 'forensics'}/")

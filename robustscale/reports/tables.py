@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from robustscale.attacks.base import Goal
-from robustscale.config import decode
+from robustscale.attacks.eot import EOT
+from robustscale.config import decode, encode
 from robustscale.evaluation.words import Attacker, name_of
 from robustscale.reports.figures import source_name
 from robustscale.reports.progress import percent
@@ -22,12 +23,43 @@ BOUND = "RA is an upper bound: a stronger attack can only lower it."
 
 def attacker_of(entry: Mapping[str, Any]) -> Attacker:
     """The attack and goal that a result was written with."""
-    return Attacker(decode(Attack, entry["attack"]), decode(Goal, entry["goal"]))  # type: ignore[type-abstract]
+    attack: Attack = decode(Attack, entry["attack"])  # type: ignore[type-abstract]
+    return Attacker(attack, decode(Goal, entry["goal"]), entry.get("targets", 0))
 
 
 def figure_row(name: str, result: Mapping[str, Any], key: str) -> Row:
     low, high = result[f"{key}_interval"]
-    return name, percent(result[key]), f"{100 * low:.1f} to {percent(high)}"
+    spread = result.get(f"{key}_spread")
+    share = percent(result[key]) if spread is None else f"{100 * result[key]:.1f} ± {percent(spread)}"
+    return name, share, f"{100 * low:.1f} to {percent(high)}"
+
+
+def draws_note(result: Mapping[str, Any]) -> list[str]:
+    """Of a randomised network: what the figures are of, and whether the attack was blind to the noise."""
+    if "draws" not in result:
+        return []
+    several = f"Means over {result['draws']} draws of the network's noise; ± is their standard deviation."
+    notes = [several if result["draws"] > 1 else "Of one draw of the network's noise; another gives other figures."]
+    attack = attacker_of(result).attack if "attack" in result else None
+    if attack is not None and not (isinstance(attack, EOT) and attack.draws > 1):
+        notes.append("The attack followed the gradient of one draw (no EOT): what it left right is no robustness.")
+    return notes
+
+
+def setting_note(run: Run) -> list[str]:
+    """Of a network that is one of several, as its λ or its width is chosen: which of them was judged."""
+    at = dict(_settings(encode(run.model)))
+    words = " and ".join(f"{name} {value:g}" for name, value in at.items())
+    return [f"Judged at {words} alone; the network has others, with other figures."] if at else []
+
+
+def _settings(model: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, several in (("lam", "lambdas"), ("width", "widths")):
+        if name in model and several in model:
+            yield name, model[name]
+    for part in model.values():
+        if isinstance(part, dict):
+            yield from _settings(part)
 
 
 def nonfinite_note(result: Mapping[str, Any]) -> list[str]:
@@ -43,7 +75,7 @@ def result_table(run: Run, data: Mapping[str, Any], result: Mapping[str, Any], f
     ]
     title = f"{run.name}: {source_name(run)} test set, {result['n']:,} images"
     notes = [f"{result['weights']} weights, epoch {result['epoch']}, step {result['step']}. {BOUND}"]
-    show(title, rows, notes + nonfinite_note(result), file)
+    show(title, rows, notes + setting_note(run) + draws_note(result) + nonfinite_note(result), file)
 
 
 def evaluation_table(
@@ -59,7 +91,8 @@ def evaluation_table(
     rows += [figure_row(f"RA  {entry['attack']}", entry, "ra") for entry in evaluation["sweep"] if entry["attack"]]
     rows += [figure_row(f"RA  {ball}, worst of {len(entry['attacks'])}", entry, "ra") for ball, entry in worst.items()]
     title = f"{run.name}: {source_name(run)} test set, {evaluation['n']:,} images"
-    show(title, rows, [*evaluation["notes"], BOUND, *nonfinite_note(evaluation)], file)
+    notes = [*evaluation["notes"], BOUND, *setting_note(run), *draws_note(evaluation), *nonfinite_note(evaluation)]
+    show(title, rows, notes, file)
 
 
 def show(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO | None = None) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,13 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from robustscale.attacks.base import BatchNormMode, Goal, attacking
+from robustscale.attacks.base import BatchNormMode, Goal, attacking, boundary_attack
 from robustscale.config import decode, encode
-from robustscale.losses import cross_entropy, margin
+from robustscale.errors import InputError
+from robustscale.losses import margin
+from robustscale.models.conditional import Conditional
+from robustscale.models.slimmable import Slimmable
 from robustscale.noise import Noise
 from robustscale.testing.linear import Linear
 from robustscale.threat import Linf, Threat
-from robustscale.types import Attack, Batch, Objective, Progress, Score
+from robustscale.types import Attack, Batch, DataSpec, Forward, Model, Objective, Progress, Score, Setting
 
 AT = Progress(seed=0, epoch=0, step=3, total_steps=10)
 SHAPE = (1, 8, 8)
@@ -49,12 +54,41 @@ class TinyNet(nn.Module):
         return self.fc(h.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Tiny:
+    """The configuration of TinyNet."""
+
+    def build(self, data: DataSpec) -> nn.Module:
+        return TinyNet()
+
+
+def network_for(objective: Objective) -> nn.Module:
+    """TinyNet, or, for an objective that refuses it, TinyNet told λ, or at several widths as well: the first of them
+    that it takes. Weights are always the same."""
+    demand = getattr(objective, "require", lambda setting: None)
+    models: tuple[Model, ...] = (Tiny(), Conditional(Tiny()), Conditional(Slimmable(Tiny())))
+    model = next((m for m in models if _takes(demand, m)), Tiny())
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return model.build(DataSpec(*SHAPE, CLASSES, (0.0,), (1.0,)))
+
+
+def _takes(demand: Callable[[Setting], None], model: Model) -> bool:
+    try:
+        demand(Setting(model, unlabelled=True))
+    except InputError:
+        return False
+    return True
+
+
 def random_batch(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
-    """Images of uniform noise with a quarter of the pixels on the edge of the box, where projections go wrong."""
+    """Images of uniform noise with a quarter of the pixels on the edge of the box, where projections go wrong; every
+    other one pseudo-labelled."""
     index = torch.arange(n) + 1000 * seed
     noise = Noise.of(seed, index, "contract")
     x = (2 * noise.fold("x").uniform(*SHAPE) - 0.5).clamp(0, 1)
-    return Batch.of(x.to(dtype), noise.fold("y").below(CLASSES), index)
+    batch = Batch.of(x.to(dtype), noise.fold("y").below(CLASSES), index)
+    return batch._replace(labelled=index % 2 == 0)
 
 
 @dataclass
@@ -99,13 +133,41 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
 # Attacks
 
 
+def in_threat(attack: Attack, threat: Threat) -> Attack:
+    """The same attack with this threat model in the place of every one inside, its attacks' as well."""
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, Threat):
+            return threat
+        if isinstance(part, tuple):
+            return tuple(walk(item) for item in part)
+        if not dataclasses.is_dataclass(part) or isinstance(part, type):
+            return part
+        return dataclasses.replace(part, **{f.name: walk(getattr(part, f.name)) for f in dataclasses.fields(part)})
+
+    changed: Attack = walk(attack)
+    return changed
+
+
 def _attack_noise(batch: Batch, seed: int = 0) -> Noise:
     return Noise.of(seed, batch.index, "attack")
 
 
+def attack_score(attack: Attack, f: Forward, batch: Batch) -> Score:
+    """Cross entropy, or the margin for an attack that needs it."""
+    goal = Goal(loss="cross_entropy" if boundary_attack(attack) is None else "margin")
+    return goal.score(f, batch.x, batch.y, _attack_noise(batch))
+
+
+def _as_seen(model: nn.Module, batch: Batch) -> Batch:
+    """Every image labelled as the network has it: an attack that ends at the boundary leaves the wrong ones alone."""
+    with torch.no_grad():
+        return batch._replace(y=model(batch.x).argmax(1))
+
+
 def _run(attack: Attack, model: nn.Module, batch: Batch, seed: int = 0) -> Tensor:
     with attacking(model) as f:
-        return attack(lambda x: cross_entropy(f(x), batch.y), batch.x, noise=_attack_noise(batch, seed))
+        return attack(attack_score(attack, f, batch), batch.x, noise=_attack_noise(batch, seed))
 
 
 def shortfall(attack: Attack, threat: Threat, n: int, goal: Goal, inset: float = 0.0) -> Tensor:
@@ -140,9 +202,8 @@ def check_inside(attack: Attack, threat: Threat) -> None:
     batch = random_batch(8)
     steps: list[Tensor] = []
     with attacking(TinyNet()) as f:
-        x_adv = attack(
-            lambda x: cross_entropy(f(x), batch.y), batch.x, noise=_attack_noise(batch), on_step=steps.append
-        )
+        score = attack_score(attack, f, batch)
+        x_adv = attack(score, batch.x, noise=_attack_noise(batch), on_step=steps.append)
     assert steps, "on_step was never called"
     for x in [*steps, x_adv]:
         assert x.shape == batch.x.shape and x.dtype == batch.x.dtype and not x.requires_grad
@@ -154,9 +215,34 @@ def check_inside(attack: Attack, threat: Threat) -> None:
 def check_ascends(attack: Attack) -> None:
     """The attack raises the mean score of a network that is not linear."""
     model, batch = TinyNet().eval(), random_batch(8)
+    batch = _as_seen(model, batch)
+    score = attack_score(attack, model, batch)
     x_adv = _run(attack, model, batch)
     with torch.no_grad():
-        assert cross_entropy(model(x_adv), batch.y).mean() > cross_entropy(model(batch.x), batch.y).mean()
+        assert score(x_adv).mean() > score(batch.x).mean()
+
+
+def check_keeps_best(attack: Attack) -> None:
+    """Of an attack whose class says `keeps_best`: no example ends with a lower score than any it was seen with."""
+    model, batch = TinyNet().eval(), random_batch(8)
+    score, seen = attack_score(attack, model, batch), []
+
+    def watched(x: Tensor) -> Tensor:
+        values = score(x)
+        seen.append(values.detach())
+        return values
+
+    x_adv = attack(watched, batch.x, noise=_attack_noise(batch))
+    with torch.no_grad():
+        assert (score(x_adv) >= torch.stack(seen).amax(0) - 1e-6).all(), "an attack lost the best image it met"
+
+
+def forwards_per_example(attack: Attack) -> float:
+    """How many forwards of the network an example costs, on average over a batch of 8."""
+    model, batch = TinyNet().eval(), random_batch(8)
+    with counting(model) as calls:
+        _run(attack, model, batch)
+    return sum(calls) / 8
 
 
 def check_deterministic(attack: Attack) -> None:
@@ -195,6 +281,7 @@ def check_leaves_no_trace(attack: Attack) -> None:
 def check_margin_score(attack: Attack) -> None:
     """An attack knows nothing of the loss: it serves a margin as well as a cross entropy."""
     model, batch = TinyNet().eval(), random_batch(8)
+    batch = _as_seen(model, batch)
     x_adv = attack(lambda x: margin(model(x), batch.y), batch.x, noise=_attack_noise(batch))
     with torch.no_grad():
         assert margin(model(x_adv), batch.y).mean() > margin(model(batch.x), batch.y).mean()
@@ -209,7 +296,7 @@ def check_round_trip(objective: Objective) -> None:
 
 def check_gradients(objective: Objective, precision: torch.dtype = torch.float32) -> None:
     """The loss is a finite scalar, its metrics are detached finite scalars, and every parameter gets a gradient."""
-    model, batch = TinyNet().train(), random_batch(8)
+    model, batch = network_for(objective).train(), random_batch(8)
     # Under autocast, casts of weights that were cached without a graph would cut parameters off.
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
         loss = objective(model, batch, AT)
@@ -224,19 +311,27 @@ def check_gradients(objective: Objective, precision: torch.dtype = torch.float32
         assert float(parameter.grad.abs().sum()) > 0, f"no gradient reaches {name}"
 
 
+def forwards_of_loss(objective: Objective) -> float:
+    """How many forwards of the network an example costs, attack and loss, on average over a batch of 8."""
+    model = network_for(objective).train()
+    with counting(model) as calls:
+        objective(model, random_batch(8), AT)
+    return sum(calls) / 8
+
+
 def check_pure(objective: Objective) -> None:
     """Equal model, batch and progress give an equal loss; another step draws other noise but no other flag."""
     batch = random_batch(8)
     values = []
     for _ in range(2):
         torch.rand(7)
-        values.append(objective(TinyNet().train(), batch, AT).value)
+        values.append(objective(network_for(objective).train(), batch, AT).value)
     assert torch.equal(*values), "an objective is not a function of model, batch and progress"
 
 
 def check_batchnorm(objective: Objective, mode: BatchNormMode) -> None:
     """Of an objective whose field `batchnorm` is `mode`: the attack updates running statistics only in mode `train`."""
-    model = TinyNet().train()
+    model = network_for(objective).train()
     in_attack: list[bool] = []
     handle = model.register_forward_hook(lambda module, _inputs, _output: in_attack.append(not module.training))
     evaluated = dataclasses.replace(objective, batchnorm="eval")  # type: ignore[type-var]
@@ -244,11 +339,17 @@ def check_batchnorm(objective: Objective, mode: BatchNormMode) -> None:
     handle.remove()
     assert any(in_attack), "the attack ran in training mode though `batchnorm` is eval"
     of_the_loss = in_attack.count(False)
-    model = TinyNet().train()
+    model = network_for(objective).train()
+    tracked = [0]
+    model.register_forward_hook(lambda *_: tracked.append(_num_tracked(model)))
     objective(model, random_batch(8), AT)
     expected = len(in_attack) if mode == "train" else of_the_loss
-    updates = int(model.bn1.num_batches_tracked)  # type: ignore[arg-type]
+    updates = sum(after > before for before, after in itertools.pairwise(tracked))
     assert updates == expected, f"{mode}: {updates} updates of running statistics, not {expected}"
+
+
+def _num_tracked(model: nn.Module) -> int:
+    return sum(int(count) for name, count in model.named_buffers() if name.endswith("num_batches_tracked"))
 
 
 def learn(objective: Objective, model: nn.Module, batch: Batch, steps: int = 8, lr: float = 0.05) -> list[float]:
@@ -277,7 +378,7 @@ def ddp_gradients(rank: int, objectives: dict[str, Objective], batch: Batch) -> 
     mine = Batch(*(part.chunk(world)[rank] for part in batch))
     found = {}
     for name, objective in objectives.items():
-        model = DistributedDataParallel(TinyNet().double().train())
+        model = DistributedDataParallel(network_for(objective).double().train())
         # BatchNorm's running statistics stay each worker's own. Set here: torch 2.13 renamed the argument.
         model.broadcast_buffers = False
         found[name] = gradients(objective, model, mine)
@@ -286,8 +387,6 @@ def ddp_gradients(rank: int, objectives: dict[str, Objective], batch: Batch) -> 
 
 def mean_gradients(objective: Objective, batch: Batch, world: int) -> dict[str, Tensor]:
     """What `ddp_gradients` must give: the mean over slices, in one process."""
-    parts = [
-        gradients(objective, TinyNet().double().train(), Batch(*(part.chunk(world)[rank] for part in batch)))
-        for rank in range(world)
-    ]
+    slices = [Batch(*(part.chunk(world)[rank] for part in batch)) for rank in range(world)]
+    parts = [gradients(objective, network_for(objective).double().train(), mine) for mine in slices]
     return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}

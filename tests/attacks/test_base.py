@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustscale.attacks.base import BatchNormMode, Goal, attacking, input_gradient
+from robustscale.attacks.base import score_of as examples
+from robustscale.attacks.pgd import PGD
 from robustscale.errors import InputError
 from robustscale.losses import cross_entropy
 from robustscale.noise import Noise
+from robustscale.objectives.pgd_at import PgdAt
+from robustscale.objectives.trades import Trades
+from robustscale.run import Run
 from robustscale.testing.contracts import CLASSES, TinyNet, random_batch
+from robustscale.types import Progress
 
 
 def noise_of(n: int, seed: int = 0) -> Noise:
@@ -171,6 +179,41 @@ def test_a_goal_looks_at_the_clean_image_only_if_it_must(goal: Goal, forwards: i
     batch = random_batch(2)
     goal.score(f, batch.x, batch.y, noise_of(2))
     assert len(calls) == forwards
+
+
+def test_kl_is_from_the_clean_prediction_to_the_attacked() -> None:
+    """KL-PGD's score, in float64 and for some of the rows."""
+    model, batch, x_adv = TinyNet().double().eval(), random_batch(5, dtype=torch.float64), random_batch(5, 1).x.double()
+    score = Goal(loss="kl").score(model, batch.x, batch.y, noise_of(5))
+    with torch.no_grad():
+        p, q = model(batch.x).softmax(1), model(x_adv).softmax(1)
+        expected = torch.stack([(p[i] * (p[i] / q[i]).log()).sum() for i in range(5)])
+        torch.testing.assert_close(score(x_adv), expected, rtol=1e-10, atol=1e-14)
+        rows = torch.tensor([3, 1])
+        part = examples(score, batch.x, rows)(x_adv[rows])
+        torch.testing.assert_close(part, expected[rows], rtol=1e-10, atol=1e-14)
+
+
+def test_kl_pgd_finds_what_trades_does() -> None:
+    batch, attack = random_batch(6), PGD(start="gaussian")
+    at = Progress(seed=0, epoch=0, step=3, total_steps=10)
+    found = [
+        objective.perturb(TinyNet().train(), batch, at)
+        for objective in (Trades(attack=attack), PgdAt(attack=attack, goal=Goal(loss="kl")))
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("goal", [{"target": 3}, {"target": "random"}, {"label": "predicted"}], ids=str)
+def test_kl_takes_no_label(goal: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^loss: kl is the distance from the clean prediction"):
+        Goal(loss="kl", **goal)
+
+
+def test_kl_needs_a_random_start() -> None:
+    with pytest.raises(InputError, match=r"^objective\.attack: starts from the image, where the kl is 0"):
+        Run(objective=PgdAt(goal=Goal(loss="kl"), attack=PGD(start="none")))
+    Run(objective=PgdAt(goal=Goal(loss="kl"), attack=PGD(start="gaussian")))
 
 
 @pytest.mark.parametrize("target", [-1, -100])

@@ -126,7 +126,7 @@ def test_an_epoch_resumes_at_any_batch_and_loaders_are_reused(files: Files, kind
 def test_evaluation_sees_the_stored_pixels_in_order(files: Files, kind: LoaderKind) -> None:
     file = files["colour"]
     shares = list(loader(kind, file, indices=np.arange(N), shuffle=False).epoch(0))
-    x, y, index = (torch.cat(parts) for parts in zip(*(s.batch for s in shares), strict=True))
+    x, y, index, *_ = (torch.cat(parts) for parts in zip(*(s.batch for s in shares), strict=True))
     assert index.tolist() == list(range(N))
     assert y.tolist() == [i % len(CLASSES) for i in range(N)]
     assert (x.dtype, y.dtype, index.dtype) == (torch.float32, torch.int64, torch.int64)

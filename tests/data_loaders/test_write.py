@@ -23,7 +23,7 @@ from data_loaders.beton import Beton, sidecar_path
 from data_loaders.encode import ARRAY_PAGE, IMAGE_PAGE, Encoder
 from data_loaders.plan import Format, resize
 from data_loaders.sources.base import Source
-from data_loaders.write import ensure, write
+from data_loaders.write import ensure, relabel, write
 from robustscale.errors import InputError
 from robustscale.run import Data
 
@@ -393,3 +393,28 @@ def test_the_sidecar_is_plain_json(small: Source, tmp_path: Path) -> None:
     sidecar = write(small, tmp_path / "out.beton")
     assert json.loads(sidecar_path(tmp_path / "out.beton").read_text()) == sidecar
     assert len(sidecar["sha256"]) == len(sidecar["fingerprint"]) == 64
+
+
+def test_some_rows_are_kept_as_they_are_stored_under_other_labels(mixed_beton: Beton, tmp_path: Path) -> None:
+    rows, labels = np.array([5, 0, 3]), np.array([9, 1, 0])
+    sidecar = relabel(mixed_beton, tmp_path / "deep" / "some.beton", rows, labels, {"why": "a test"})
+    some = Beton(tmp_path / "deep" / "some.beton")
+    some.verify()
+    assert sidecar == some.sidecar
+    assert (sidecar["why"], sidecar["format"], some.classes) == ("a test", "mixed", mixed_beton.classes)
+    assert some.labels.tolist() == labels.tolist()
+    for i, row in enumerate(rows):
+        assert some.stored(i) == mixed_beton.stored(row)
+        assert np.array_equal(some.image(i), mixed_beton.image(row))
+
+
+def test_relabelling_on_a_full_disk_leaves_nothing(array_beton: Beton, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "none.beton"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"none\.beton: can't be written \(File too large\)"):
+            relabel(array_beton, out, np.arange(3), np.zeros(3, np.int64), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(out.parent.iterdir()) == []

@@ -92,7 +92,8 @@ def test_evaluation_counts_every_image_once_whatever_the_workers(
     tables = []
     for workers in (1, 3):
         # A relative path: Ray Train's workers stand in a folder of their own.
-        done = command("robustscale.evaluate", os.path.relpath(folder.path, ROOT), "--workers", workers, env=ray_head)
+        args = [os.path.relpath(folder.path, ROOT), "--workers", workers, "--attacks", "fgsm,pgd"]
+        done = command("robustscale.evaluate", *args, env=ray_head)
         assert done.returncode == 0, done.stdout
         tables.append(pq.read_table(folder.evaluation / "examples.parquet"))
         assert tables[-1]["index"].to_pylist() == list(range(360))

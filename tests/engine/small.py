@@ -18,6 +18,7 @@ from robustscale.attacks.pgd import PGD
 from robustscale.config import components, override
 from robustscale.engine.backend import LocalBackend
 from robustscale.engine.callback import Callback
+from robustscale.engine.callbacks.averaging import Averager
 from robustscale.engine.optim import SGD
 from robustscale.engine.trainer import Trainer
 from robustscale.models.network import build
@@ -26,7 +27,7 @@ from robustscale.models.wide_resnet import WideResNet
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.run import Run
 from robustscale.threat import Linf
-from robustscale.types import Backend, Batch, DataSpec, Objective, Share
+from robustscale.types import Backend, Batch, DataSpec, Model, Objective, Share
 
 SPEC = DataSpec(channels=1, height=8, width=8, classes=10, mean=(0.3,), std=(0.37,))
 
@@ -41,11 +42,15 @@ class MemoryLoader:
         indices = np.arange(num_examples)
         self.order = Order(indices, run.batch_size, run.shards, rank, world, run.seed, shuffle=True)
         self.num_examples, self.num_batches = num_examples, self.order.num_batches
+        self.mixed = run.data.unlabelled is not None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Share]:
         for cut in self.order.epoch(epoch, start):
             index = torch.from_numpy(cut.rows)
-            yield Share(Batch.of(self.x[index], self.y[index], index), cut.sizes, cut.total)
+            batch = Batch.of(self.x[index], self.y[index], index)
+            if self.mixed:
+                batch = batch._replace(labelled=index % 2 == 0)
+            yield Share(batch, cut.sizes, cut.total)
 
 
 def small_run(**changes: Any) -> Run:
@@ -76,15 +81,45 @@ def golden_runs() -> dict[str, Run]:
     """What the golden traces are of: every objective, and every recipe with a small network on the digits."""
     runs = {}
     for name in components(Objective):
-        attack = {} if name == "natural" else {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
-        runs[name] = small_run(objective={"name": name, **attack})
+        data = {"unlabelled": "in memory"} if name.startswith("rst") else {}
+        runs[name] = small_run(objective={"name": name, **_stronger(name)}, data=data, **_model_for(name))
     for name in recipes.names():
         run = recipes.get(name)
-        small = {"depth": 10, "widen": 1} if isinstance(run.model, WideResNet) else {"width": 1 / 16}
-        model = {"depth": 8, "base": 4} if isinstance(run.model, ResNetCifar) else small
-        changes = {"model": model, "epochs": 2, "batch_size": 40, "log_every": 1, "clip": None, "precision": "fp32"}
+        changes = {
+            "model": _smaller(run.model),
+            "epochs": 2,
+            "batch_size": 40,
+            "log_every": 1,
+            "clip": None,
+            "precision": "fp32",
+        }
         runs[f"recipe-{name}"] = override(run, changes)
     return runs
+
+
+def _stronger(objective: str) -> dict[str, Any]:
+    """Changes that give an objective's attack a ball in which the digits' network is not sure of itself."""
+    stronger = {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
+    if objective in ("natural", "mat_rand", "mat_max"):
+        return {}
+    return {"objective": stronger} if objective == "awp" else stronger
+
+
+def _model_for(objective: str) -> dict[str, Any]:
+    """A small network that the objective takes, where the plain one will not do."""
+    slimmable = {"name": "slimmable", "model": {"name": "resnet", "width": 1 / 16}}
+    inner = {"oat": {"name": "resnet_cifar", "depth": 8, "base": 4}, "oats": slimmable}.get(objective)
+    return {} if inner is None else {"model": {"name": "conditional", "model": inner}}
+
+
+def _smaller(model: Model) -> dict[str, Any]:
+    """Changes that make a recipe's network small."""
+    inner = getattr(model, "model", None)
+    if inner is not None:
+        return {"model": _smaller(inner)}
+    if isinstance(model, WideResNet):
+        return {"depth": 10, "widen": 1}
+    return {"depth": 8, "base": 4} if isinstance(model, ResNetCifar) else {"width": 1 / 16}
 
 
 class Trace(Callback):
@@ -101,10 +136,10 @@ class Trace(Callback):
 def train(
     run: Run, backend: Backend | None = None, root: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> tuple[list[float], dict[str, Tensor], Trainer]:
-    """(loss at every step, final state, trainer)."""
+    """(loss at every step, final state, trainer): the state of the averaged network, where there is one."""
     backend = backend or LocalBackend()
     trace = Trace()
-    every: list[Callback] = [trace, *callbacks]
+    every: list[Callback] = [trace, *Averager.of(run), *callbacks]
     if root is not None:
         from robustscale.engine.callbacks.checkpointing import Checkpointing
         from robustscale.engine.checkpoint import Store
@@ -113,7 +148,7 @@ def train(
     network = build(run.model, SPEC, run.seed)
     trainer = Trainer(run, network, MemoryLoader(run, backend.rank, backend.world), backend, every)
     trainer.fit()
-    return trace.losses, {k: v.clone() for k, v in trainer.network.state_dict().items()}, trainer
+    return trace.losses, {k: v.clone() for k, v in trainer.judged.state_dict().items()}, trainer
 
 
 def train_rank(rank: int, run: Run, world: int) -> tuple[list[float], dict[str, Tensor]]:

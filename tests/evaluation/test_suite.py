@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from robustscale.attacks.base import Goal
+from robustscale.attacks.eot import EOT
 from robustscale.attacks.fgsm import FGSM
 from robustscale.attacks.pgd import PGD
+from robustscale.attacks.worst_of import WorstOf
 from robustscale.engine.backend import LocalBackend
 from robustscale.errors import InputError
 from robustscale.evaluation.accuracy import judge
-from robustscale.evaluation.suite import Suite, default_suite, other_radius, reported, suite_result
+from robustscale.evaluation.suite import KINDS, Suite, default_suite, kinds_of, other_radius, reported, suite_result
 from robustscale.evaluation.words import Attacker, name_of, pixels, threat_of
 from robustscale.noise import Noise
 from robustscale.run import Evaluation, Run
@@ -64,13 +66,20 @@ def test_names_tell_attackers_apart() -> None:
 def test_default_suite_on_cifar() -> None:
     suite = default_suite(Run(), CIFAR)
     assert by_threat(suite) == {
-        "Linf": {"fgsm linf 8/255", *(f"pgd-20 linf {k}/255" for k in (2, 4, 8, 12, 16))},
+        "Linf": {
+            "fgsm linf 8/255",
+            *(f"pgd-20 linf {k}/255" for k in (2, 4, 8, 12, 16)),
+            "apgd-100 linf 8/255",
+            "apgd-100 linf 8/255 loss=dlr targets=9",
+        },
         "L2": {"pgd-20 l2 128/255"},
     }
     assert suite.reported == "pgd-20 linf 8/255"
     assert [pixels(eps) for eps in suite.sweep] == ["0", "2/255", "4/255", "8/255", "12/255", "16/255"]
     assert suite.sweep[0.0] is None
     assert any("convention" in note for note in suite.notes)
+    more = set(default_suite(Run(), CIFAR, kinds=KINDS).attacks) - set(suite.attacks)
+    assert more == {"carlini_wagner-200 l2 128/255 search_steps=5 c=1 loss=margin"}
 
 
 def test_a_different_evaluation_attack_is_kept_beside_the_suite() -> None:
@@ -122,7 +131,7 @@ class Whole:
 
 def test_result_of_the_suite() -> None:
     """Robustness falls from SA at 0 to what the trained radius leaves, and to 0 far beyond it."""
-    suite = default_suite(run_with(PGD(Linf(0.1), steps=20)), DIGITS)
+    suite = default_suite(run_with(PGD(Linf(0.1), steps=20)), DIGITS, kinds=("fgsm", "pgd"))
     examples = judge(Linear.random(10, (1, 8, 8)), Whole(), suite.attacks, LocalBackend(), 0)  # type: ignore[arg-type]
     result = json.loads(json.dumps(suite_result(examples, suite), allow_nan=False))
     sweep = [entry["ra"] for entry in result["sweep"]]
@@ -135,6 +144,51 @@ def test_result_of_the_suite() -> None:
     )
     assert result["eps"] == 0.1
     assert len(result["notes"]) == 2
+
+
+def test_kinds_are_chosen() -> None:
+    run = run_with(PGD(Linf(0.1), steps=7))
+    assert list(default_suite(run, DIGITS, kinds=("fgsm",)).attacks) == ["pgd-7 linf 0.1", "fgsm linf 0.1"]
+    assert default_suite(run, DIGITS, kinds=("apgd",)).sweep == {0.0: None}
+    assert kinds_of("fgsm, cw") == ("fgsm", "cw")
+    assert kinds_of(",".join(KINDS)) == KINDS
+    with pytest.raises(InputError, match="attacks: 'apdg' is not known; did you mean 'apgd'"):
+        kinds_of("fgsm,apdg")
+
+
+@pytest.mark.parametrize(
+    "classes, randomised, targets",
+    [(2, False, None), (3, False, None), (4, False, 3), (12, False, 9), (2, True, None), (3, True, 0)],
+)
+def test_dlr_where_there_are_classes_enough(classes: int, randomised: bool, targets: int | None) -> None:
+    suite = default_suite(Run(), CIFAR._replace(classes=classes), kinds=("apgd",), randomised=randomised)
+    dlr = [attacker for attacker in suite.attacks.values() if attacker.goal.loss == "dlr"]
+    assert [attacker.targets for attacker in dlr] == ([] if targets is None else [targets])
+    assert any("no DLR" in note for note in suite.notes) == (targets is None)
+    assert sum("apgd-100" in name for name in suite.attacks) == 1 + len(dlr)
+
+
+def test_attacks_on_a_randomised_network_are_averaged() -> None:
+    run = Run(evaluation=Evaluation(attack=EOT(PGD(steps=20), 5), eot=3))
+    suite = default_suite(run, CIFAR, randomised=True, kinds=KINDS)
+    assert suite.reported == "eot-5 pgd-20 linf 8/255"
+    assert all(isinstance(attacker.attack, EOT) for attacker in suite.attacks.values())
+    assert {attacker.attack.draws for attacker in suite.attacks.values()} == {3, 5}  # type: ignore[attr-defined]
+    assert all(name is None or name in suite.attacks for name in suite.sweep.values())
+    assert any("cw: left out" in note for note in suite.notes)
+    assert not any(
+        isinstance(a.attack, EOT) for a in default_suite(Run(evaluation=Evaluation(eot=3)), CIFAR).attacks.values()
+    )
+
+
+def test_says_where_a_randomised_network_is_attacked_blindly() -> None:
+    suite = default_suite(Run(evaluation=Evaluation(eot=1)), CIFAR, randomised=True)
+    assert any("what they leave right is no robustness" in note for note in suite.notes)
+
+
+def test_names_of_attacks_made_of_others() -> None:
+    assert name_of(Attacker(EOT(PGD(restarts=2)))) == "eot-20 pgd-10 linf 8/255 restarts=2"
+    assert name_of(Attacker(WorstOf((PGD(), FGSM())))) == "worst_of(pgd-10+fgsm) linf 8/255"
 
 
 def test_suite_is_frozen() -> None:

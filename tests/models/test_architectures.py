@@ -9,10 +9,14 @@ from torch import nn
 from robustscale.config import components, decode, encode
 from robustscale.errors import InputError
 from robustscale.models.basic import Basic
+from robustscale.models.lwta import Lwta
 from robustscale.models.network import build
+from robustscale.models.noise_net import NoiseNet
 from robustscale.models.resnet import ResNet
 from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.models.spectral_norm import SpectralNorm
 from robustscale.models.torchvision_zoo import TorchvisionZoo
+from robustscale.models.vgg import VGG
 from robustscale.models.wide_resnet import WideResNet
 from robustscale.types import DataSpec, Model
 
@@ -32,14 +36,21 @@ SMALL: list[Model] = [
     ResNetCifar(depth=8, base=4),
     WideResNet(depth=10, widen=1),
     WideResNet(depth=10, widen=2, dropout=0.3),
+    WideResNet(depth=10, widen=1, activation="silu"),
     TorchvisionZoo("mobilenet_v3_small"),
+    NoiseNet(ResNetCifar(depth=8, base=4), "channel"),
+    Lwta(WideResNet(depth=10, widen=1)),
+    SpectralNorm(ResNetCifar(depth=8, base=4)),
 ]
 
 
 @pytest.mark.parametrize(
     "model, spec, expected",
     [
-        # kuangliu/pytorch-cifar's and torchvision's networks, the papers' tables, and RobustBench's WideResNet.
+        # He et al. 2016, table 6: 0.27, 0.46, 0.85 and 1.7 M. Zagoruyko and Komodakis 2016, tables 4 and 5: 11.0 M for
+        # 16-8, 36.5 M for 28-10, 2.2 M for 40-2; RobustBench: 46.16 M for 34-10, 266.80 M for 70-16. ResNets and VGGs
+        # with 32x32 images: kuangliu/pytorch-cifar; with 224x224 and others: torchvision. NoiseNet: the noisy ResNet-20
+        # of elliothe/CVPR_2019_PNI. LWTA has no parameters, and spectral normalisation has buffers alone.
         (ResNet(18), data(), 11_173_962),
         (ResNet(34), data(), 21_282_122),
         (ResNet(50), data(), 23_520_842),
@@ -55,6 +66,19 @@ SMALL: list[Model] = [
         (WideResNet(34, 10), data(), 46_160_474),
         (WideResNet(40, 2), data(), 2_243_546),
         (WideResNet(70, 16), data(), 266_796_506),
+        (VGG(11), data(), 9_231_114),
+        (VGG(13), data(), 9_416_010),
+        (VGG(16), data(), 14_728_266),
+        (VGG(19), data(), 20_040_522),
+        (VGG(11, batchnorm=False), data(), 9_225_610),
+        (VGG(11), data(224, classes=1000), 9_738_984),
+        (NoiseNet(ResNetCifar(20), "layer"), data(), 269_722 + 20),
+        (NoiseNet(ResNetCifar(20), "channel"), data(), 269_722 + 698),
+        (NoiseNet(ResNetCifar(20), "element"), data(), 269_722 + 268_336),
+        (Lwta(WideResNet(34, 10)), data(), 46_160_474),
+        (SpectralNorm(ResNet(18)), data(), 11_173_962),
+        (TorchvisionZoo("vgg11"), data(224, classes=1000), 132_863_336),
+        (TorchvisionZoo("vgg11_bn"), data(224, classes=1000), 132_868_840),
         (TorchvisionZoo("resnet18"), data(224, classes=1000), 11_689_512),
         (TorchvisionZoo("convnext_tiny"), data(224, classes=1000), 28_589_128),
         (TorchvisionZoo("vit_b_16"), data(224, classes=1000), 86_567_656),
@@ -102,10 +126,10 @@ def test_logits_have_their_shape_at_every_size(model: Model, side: int, channels
 
 
 @pytest.mark.parametrize(
-    "model", [Basic(channels=4), ResNet(width=0.125), ResNetCifar(8, 4), WideResNet(10, 1)], ids=str
+    "model", [Basic(channels=4), ResNet(width=0.125), ResNetCifar(8, 4), WideResNet(10, 1), VGG()], ids=str
 )
 def test_large_and_oblong_images(model: Model) -> None:
-    for spec in (data(224), data(20, width=33)):
+    for spec in (data(224), data(34, width=47)):
         with torch.device("meta"):
             assert model.build(spec)(torch.rand(2, 3, spec.height, spec.width)).shape == (2, 10)
 
@@ -146,6 +170,10 @@ def test_stem_follows_the_size_of_the_image() -> None:
         ("wide_resnet", {"depth": 26}, "model.depth: 26 is not 6 n + 4"),
         ("wide_resnet", {"widen": 0}, "model.widen: 0 is below 1"),
         ("wide_resnet", {"dropout": 1.0}, "model.dropout: 1.0 is outside"),
+        ("wide_resnet", {"activation": "tanh"}, "model.activation: 'tanh' will not do"),
+        ("vgg", {"depth": 12}, "model.depth: 12 will not do"),
+        ("noise_net", {"granularity": "filter"}, "model.granularity: 'filter' will not do"),
+        ("noise_net", {"model": {"name": "resnet_cifar", "depth": 9}}, "model.model.depth: 9 is not 6 n + 2"),
         ("basic", {"hidden": 0}, "model.hidden: 0 is below 1"),
         ("basic", {"channels": 0}, "model.channels: 0 is below 1"),
     ],
@@ -165,6 +193,8 @@ def test_fields_that_make_no_network_are_refused(kind: str, fields: dict[str, ob
         (ResNetCifar(), data(3), "at least 4x4"),
         (WideResNet(), data(3), "at least 4x4"),
         (Basic(), data(1), "at least 2x2"),
+        (VGG(), data(31), "model.vgg: halves the image five times, so it needs 32x32 at least, these are 31x31"),
+        (NoiseNet(ResNetCifar()), data(3), "model.resnet_cifar: needs images of at least 4x4"),
         (TorchvisionZoo("resnet5"), data(), "model.arch: 'resnet5' is not known; did you mean 'resnet50'?"),
         (TorchvisionZoo("fasterrcnn_resnet50_fpn"), data(), "is not known"),
         (TorchvisionZoo("alexnet"), data(8), "model.arch: alexnet cannot take 3x8x8 images"),
@@ -186,6 +216,29 @@ def test_every_component_builds_from_its_defaults_and_survives_json() -> None:
         assert decode(Model, encode(model)) == model  # type: ignore[type-abstract]
         with torch.device("meta"):
             assert model.build(data(64))(torch.rand(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("model", [ResNet(18), ResNet(50), ResNetCifar(110), WideResNet(16, 4), VGG(11)], ids=str)
+def test_all_convolutions_have_he_variance(model: Model) -> None:
+    """Standard deviation sqrt(2 / (k² · output channels)), whatever the layer: where `he_normal_` is claimed."""
+    body = build(model, data()).body
+    z = []
+    for conv in body.modules():
+        if isinstance(conv, nn.Conv2d):
+            expected = (2 / (conv.kernel_size[0] ** 2 * conv.out_channels)) ** 0.5
+            # In units of the standard error of a standard deviation.
+            z.append((conv.weight.std().item() / expected - 1) * (2 * conv.weight.numel()) ** 0.5)
+            assert conv.bias is None or conv.bias.eq(0).all()
+    assert max(abs(value) for value in z) < 5
+    norms = [m for m in body.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms != [] and all(m.weight.eq(1).all() and m.bias.eq(0).all() for m in norms)
+
+
+def test_basic_keeps_torchs_weights() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
+        first = nn.Conv2d(3, 32, 3, padding=1)
+    assert torch.equal(build(Basic(), data(), seed=5).get_parameter("body.conv1.weight"), first.weight)
 
 
 def test_weights_have_he_variance() -> None:

@@ -12,9 +12,13 @@ import torch
 from robustscale.config import encode
 from robustscale.errors import InputError
 from robustscale.models import model_file
+from robustscale.models.lwta import Lwta
 from robustscale.models.network import build
+from robustscale.models.noise_net import NoiseNet
 from robustscale.models.resnet_cifar import ResNetCifar
-from robustscale.types import DataSpec
+from robustscale.models.spectral_norm import SpectralNorm
+from robustscale.noise import Noise, drawing
+from robustscale.types import DataSpec, Model
 
 MODEL = ResNetCifar(8, base=4)
 SPEC = DataSpec(1, 8, 8, 10, (0.3,), (0.2,))
@@ -30,6 +34,26 @@ def test_a_network_comes_back_from_its_file_alone(tmp_path: Path) -> None:
     expected, found = network.state_dict(), loaded.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [NoiseNet(MODEL, "channel"), Lwta(MODEL), SpectralNorm(MODEL), SpectralNorm(NoiseNet(Lwta(MODEL)))],
+    ids=["noise_net", "lwta", "spectral_norm", "all"],
+)
+def test_a_network_inside_others_comes_back(model: Model, tmp_path: Path) -> None:
+    network, x = build(model, SPEC, seed=5), torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network(x).sum().backward()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.sub_(0.01 * p.grad)
+    model_file.save(tmp_path / "net.safetensors", network.eval(), model, SPEC)
+    loaded, noise = model_file.load(tmp_path / "net.safetensors"), Noise.of(0, torch.arange(4), "test")
+    with torch.no_grad():
+        with drawing(noise):
+            expected = network(x)
+        with drawing(noise):
+            assert torch.equal(loaded(x), expected)
 
 
 def test_the_file_has_the_mode_of_other_files(tmp_path: Path) -> None:

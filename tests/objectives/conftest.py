@@ -10,21 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustscale.testing.contracts import AT, Probing, Recording, TinyNet, counting, random_batch
+from robustscale.testing.contracts import AT, Probing, Recording, TinyNet, counting, network_for, random_batch
 from robustscale.types import Batch, Loss, Objective
 
 Formula = Callable[[nn.Module, Batch, Tensor], Tensor]
 """(network in training mode, batch, x_adv) -> the loss as the paper writes it."""
 
 
-def evaluate(objective: Any, formula: Formula) -> tuple[Loss, Tensor]:
-    """The objective's loss and the formula's, in float64, on equal networks and the objective's own x_adv."""
-    batch = random_batch(6, dtype=torch.float64)
-    attack = Recording(objective.attack)
-    recorded: Objective = dataclasses.replace(objective, attack=attack)
-    loss = recorded(TinyNet().double().train(), batch, AT)
-    x_adv = attack.found[0] if attack.found else batch.x
-    return loss, formula(TinyNet().double().train(), batch, x_adv)
+def gradients_of(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(value, parameters), strict=True))
 
 
 def decided() -> TinyNet:
@@ -54,11 +49,18 @@ def assert_ascends() -> Callable[[Any, Callable[[Tensor, Tensor, Tensor], Tensor
 
 @pytest.fixture
 def assert_formula() -> Callable[[Any, Formula], Loss]:
-    """Value within 1e-12 and gradients within 1e-9 of the formula's; returns the loss."""
+    """In float64, on equal networks and the objective's own x_adv: value within 1e-12 and gradients within 1e-9 of the
+    formula's; returns the loss."""
 
-    def check(objective: Any, formula: Formula) -> Loss:
-        loss, expected = evaluate(objective, formula)
+    def check(objective: Any, formula: Formula, seed: int = 0) -> Loss:
+        batch, attack = random_batch(6, seed, dtype=torch.float64), Recording(objective.attack)
+        recorded: Objective = dataclasses.replace(objective, attack=attack)
+        model, equal = (TinyNet(seed).double().train() for _ in range(2))
+        loss = recorded(model, batch, AT)
+        expected = formula(equal, batch, attack.found[0] if attack.found else batch.x)
         torch.testing.assert_close(loss.value, expected, rtol=1e-12, atol=1e-12)
+        found, wanted = gradients_of(loss.value, model), gradients_of(expected, equal)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
         return loss
 
     return check
@@ -69,7 +71,7 @@ def forwards() -> Callable[[Objective], int]:
     """How many forwards of the network one loss takes."""
 
     def count(objective: Objective) -> int:
-        model = TinyNet().train()
+        model = network_for(objective).train()
         with counting(model) as calls:
             objective(model, random_batch(4), AT)
         assert set(calls) == {4}, "forwards of other batch sizes can't be counted as one each"

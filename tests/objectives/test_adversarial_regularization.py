@@ -24,9 +24,10 @@ def formula(lam: float) -> Callable[[nn.Module, Batch, Tensor], Tensor]:
     return value
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("lam", [0.0, 1.0, 5.0])
-def test_value(lam: float, assert_formula: Callable[..., Any]) -> None:
-    loss = assert_formula(AdversarialRegularization(lam=lam), formula(lam))
+def test_value(lam: float, seed: int, assert_formula: Callable[..., Any]) -> None:
+    loss = assert_formula(AdversarialRegularization(lam=lam), formula(lam), seed)
     parts = loss.metrics["robust"].item() + lam * loss.metrics["regularizer"].item()
     assert loss.value.item() == pytest.approx(parts)
 
@@ -59,3 +60,30 @@ def test_defaults_are_the_thesis() -> None:
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(InputError, match="lam"):
         AdversarialRegularization(lam=-0.1)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "kl": lambda q, p: (q * (q / p).log()).sum(),
+    "symmetric_kl": lambda q, p: (q * (q / p).log()).sum() + (p * (p / q).log()).sum(),
+    "total_variation": lambda q, p: sum(abs(a - b) for a, b in zip(q, p, strict=True)) / 2,
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("regularizer", DIVERGENCES)
+def test_value_with_another_divergence(regularizer: Any, seed: int, assert_formula: Callable[..., Any]) -> None:
+    def value(model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
+        p, q = model(batch.x).softmax(1), model(x_adv).softmax(1)
+        divergence = DIVERGENCES[regularizer]
+        return torch.stack([-q[i, y].log() + 3.0 * divergence(q[i], p[i]) for i, y in enumerate(batch.y)]).mean()
+
+    assert_formula(AdversarialRegularization(lam=3.0, regularizer=regularizer), value, seed)
+
+
+@pytest.mark.parametrize("regularizer", DIVERGENCES)
+def test_the_attack_ascends_the_divergence_that_is_trained(
+    regularizer: Any, assert_ascends: Callable[..., None]
+) -> None:
+    divergence = DIVERGENCES[regularizer]
+    objective = AdversarialRegularization(lam=3.0, regularizer=regularizer)
+    assert_ascends(objective, lambda p, q, y: -q[y].log() + 3.0 * divergence(q, p))

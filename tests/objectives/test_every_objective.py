@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,4 +15,7 @@ from robustscale.types import Objective
 def test_has_a_test_of_its_value(name: str) -> None:
     path = Path(__file__).with_name(f"test_{name}.py")
     assert path.exists(), f"write {path.name}: the loss against its formula in float64, and its forwards"
-    assert "def test_value" in path.read_text()
+    source = path.read_text()
+    assert re.search(r'"seed", \[0, 1, 2\]\)\n(@.*\n)*def test_value', source), (
+        f"{path.name}: test_value takes three seeds"
+    )

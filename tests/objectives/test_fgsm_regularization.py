@@ -20,9 +20,10 @@ def formula(a: float) -> Callable[[nn.Module, Batch, Tensor], Tensor]:
     return value
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("a", [0.0, 0.25, 0.5])
-def test_value(a: float, assert_formula: Callable[..., Any]) -> None:
-    assert_formula(FgsmRegularization(a=a), formula(a))
+def test_value(a: float, seed: int, assert_formula: Callable[..., Any]) -> None:
+    assert_formula(FgsmRegularization(a=a), formula(a), seed)
 
 
 def test_the_attack_ascends_the_cross_entropy(assert_ascends: Callable[..., None]) -> None:

@@ -24,9 +24,10 @@ def formula(beta: float) -> Callable[[nn.Module, Batch, Tensor], Tensor]:
     return value
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.0, 0.25, 1.0])
-def test_value(beta: float, assert_formula: Callable[..., Any]) -> None:
-    assert_formula(PgdAt(beta=beta), formula(beta))
+def test_value(beta: float, seed: int, assert_formula: Callable[..., Any]) -> None:
+    assert_formula(PgdAt(beta=beta), formula(beta), seed)
 
 
 def test_the_attack_ascends_the_cross_entropy(assert_ascends: Callable[..., None]) -> None:

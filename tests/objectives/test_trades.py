@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from robustscale.attacks.base import attacking
+from robustscale.attacks.fgsm import FGSM
+from robustscale.attacks.mi_fgsm import MIFGSM
 from robustscale.attacks.pgd import PGD
+from robustscale.attacks.restarts import Restarts
 from robustscale.errors import InputError
 from robustscale.losses import kl
 from robustscale.noise import Noise
+from robustscale.objectives.awp import Awp
 from robustscale.objectives.trades import Trades
+from robustscale.run import Run
 from robustscale.testing.contracts import AT, Recording, TinyNet, gradients, random_batch
 from robustscale.threat import Linf
-from robustscale.types import Batch
+from robustscale.types import Attack, Batch
 
 
 def formula(beta: float) -> Callable[[nn.Module, Batch, Tensor], Tensor]:
@@ -27,9 +32,10 @@ def formula(beta: float) -> Callable[[nn.Module, Batch, Tensor], Tensor]:
     return value
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
-def test_value(beta: float, assert_formula: Callable[..., Any]) -> None:
-    loss = assert_formula(Trades(beta=beta), formula(beta))
+def test_value(beta: float, seed: int, assert_formula: Callable[..., Any]) -> None:
+    loss = assert_formula(Trades(beta=beta), formula(beta), seed)
     assert loss.value.item() == pytest.approx(loss.metrics["natural"].item() + beta * loss.metrics["robust"].item())
 
 
@@ -70,6 +76,15 @@ def test_defaults_are_the_papers() -> None:
     trades = Trades()
     assert trades.beta == 6 and trades.batchnorm == "eval"
     assert isinstance(trades.attack, PGD) and trades.attack.start == "gaussian" and trades.attack.steps == 10
+
+
+@pytest.mark.parametrize("attack", [PGD(start="none"), FGSM(), Restarts(MIFGSM())], ids=str)
+def test_an_attack_that_starts_where_the_kl_has_no_gradient_is_refused(attack: Attack) -> None:
+    """Its first step would follow the signs of rounding errors."""
+    with pytest.raises(InputError, match=r"^objective\.attack: starts from the image, where the kl is 0"):
+        Run(objective=Trades(attack=attack))
+    with pytest.raises(InputError, match=r"^objective\.objective\.attack: starts from the image"):
+        Run(objective=Awp(Trades(attack=attack)))
 
 
 def test_a_negative_beta_is_refused() -> None:

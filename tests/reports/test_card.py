@@ -13,7 +13,10 @@ from robustscale.attacks.pgd import PGD
 from robustscale.evaluation.accuracy import NONFINITE, Examples
 from robustscale.evaluation.result import run_result
 from robustscale.evaluation.suite import default_suite, reported, suite_result
+from robustscale.models.conditional import Conditional
+from robustscale.models.slimmable import Slimmable
 from robustscale.objectives.natural import Natural
+from robustscale.objectives.rst import Rst
 from robustscale.objectives.trades import Trades
 from robustscale.reports.card import model_card, threat_sentence
 from robustscale.reports.tables import evaluation_table, result_table
@@ -71,6 +74,13 @@ def test_card_names_every_figure() -> None:
     assert "{" not in text.replace("```", "")
 
 
+def test_card_counts_pseudo_labelled_images() -> None:
+    run = Run(objective=Rst(), data=Data(unlabelled="more.beton"))
+    data = {**DATA, "unlabelled": {"path": "more.beton", "num_examples": 50_000, "fingerprint": "ef" * 32}}
+    text = model_card(run, data, result_of(run), VERSIONS, 7384, "runs/student")
+    assert f"| unlabelled | 50,000 | `{'ef' * 32}` |" in text
+
+
 def test_card_says_what_is_missing() -> None:
     run = Run(
         objective=Natural(), data=Data(held_out=0.0), evaluation=Evaluation(attack=PGD(L2(0.5)), goal=Goal("predicted"))
@@ -121,8 +131,8 @@ def test_evaluation_as_plain_text_has_every_attack_once() -> None:
     out = io.StringIO()
     evaluation_table(Run(), DATA, evaluation, file=out)
     for name in suite.attacks:
-        assert out.getvalue().count(f"RA  {name} ") == 1, name
-    assert "linf 8/255, worst of 2" in out.getvalue()
+        assert out.getvalue().count(f"RA  {name}  ") == 1, name
+    assert "linf 8/255, worst of 4" in out.getvalue()
     assert all(note in out.getvalue() for note in suite.notes)
 
 
@@ -136,3 +146,39 @@ def test_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(ours)
     assert "┃" in text
     assert "pgd-20 linf 8/255" in text
+
+
+def test_spread_of_a_randomised_network_is_shown() -> None:
+    run = Run(name="shaky")
+    name, attacker = reported(run, randomised=True)
+    found = examples([name])
+    draws = found.predicted[:, None].repeat(1, 4)
+    draws[:36, 0] = NONFINITE
+    shaky = Examples(found.index, found.label, draws, {name: found.adversarial[name][:, None].repeat(1, 4)})
+    result = {**run_result(shaky, name, attacker, weights="best", step=1, epoch=1), "workers": 1}
+    out = io.StringIO()
+    result_table(run, DATA, result, file=out)
+    assert f"RA  {name}" in out.getvalue() and name.startswith("eot-20 pgd-20 linf 8/255")
+    for text in (out.getvalue(), model_card(run, DATA, result, VERSIONS, 1, "runs/shaky")):
+        assert "± 4.6 %" in text
+        assert "Means over 4 draws of the network's noise" in text
+    assert "±" not in card(run)
+
+
+def test_says_at_which_lambda_and_width_a_network_was_judged() -> None:
+    run = Run(name="dial", model=Conditional(model=Slimmable(width=0.5), lam=0.3))
+    out = io.StringIO()
+    result_table(run, DATA, result_of(run), file=out)
+    for text in (out.getvalue(), card(run)):
+        assert "Judged at lam 0.3 and width 0.5 alone" in text
+    assert "Judged at" not in card(Run())
+
+
+def test_a_blind_attack_on_one_draw_is_called_so() -> None:
+    """Nothing else in the table tells that the network is randomised."""
+    run = Run(name="shaky", evaluation=Evaluation(eot=1, draws=1))
+    result = {**result_of(run), "draws": 1}
+    out = io.StringIO()
+    result_table(run, DATA, result, file=out)
+    for text in (out.getvalue(), model_card(run, DATA, result, VERSIONS, 1, "runs/shaky")):
+        assert "Of one draw of the network's noise" in text and "(no EOT): what it left right is no robustness" in text

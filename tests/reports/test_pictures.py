@@ -9,19 +9,23 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
+from robustscale.attacks.eot import EOT
 from robustscale.attacks.pgd import PGD
-from robustscale.evaluation.result import wilson
+from robustscale.evaluation.result import encoded, wilson
+from robustscale.evaluation.words import Attacker
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.pgd_at import PgdAt
+from robustscale.reports import eps_curve
 from robustscale.reports.curves import draw_curves
 from robustscale.reports.eps_curve import draw_eps_curve
 from robustscale.reports.figures import BLUE, DPI, VERMILLION, source_name
 from robustscale.reports.gallery import draw_gallery
 from robustscale.run import Data, Run
-from robustscale.threat import L2
+from robustscale.threat import L2, Linf
 
 CLASSES = ["cat", "dog", "a very long name of a class"]
 
@@ -112,10 +116,28 @@ def test_gallery_names_what_is_not_finite(tmp_path: Path) -> None:
 
 def evaluation(norm: str = "linf", eps: float = 8 / 255, n: int = 1000) -> dict[str, Any]:
     sweep = [
-        {"eps": f * eps, "eps_text": f"{f:g}", "ra": ra, "ra_interval": list(wilson(round(ra * n), n))}
+        {
+            "eps": f * eps,
+            "eps_text": f"{f:g}",
+            "attack": f"at {f:g}" if f else None,
+            "ra": ra,
+            "ra_interval": list(wilson(round(ra * n), n)),
+        }
         for f, ra in ((0, 0.8), (0.5, 0.6), (1, 0.4), (2, 0.1))
     ]
-    return {"sweep": sweep, "sa": 0.8, "eps": eps, "norm": norm, "n": n}
+    attacks = {f"at {f:g}": encoded(Attacker(EOT(PGD(Linf(f * eps), steps=20), 7))) for f in (0.5, 1, 2)}
+    return {"sweep": sweep, "attacks": attacks, "sa": 0.8, "eps": eps, "norm": norm, "n": n}
+
+
+def test_eps_curve_names_the_attack_and_the_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The picture is shown without the table: what it says must not be read as robustness."""
+    texts: list[str] = []
+    monkeypatch.setattr(
+        eps_curve, "save", lambda figure, path: texts.extend(t.get_text() for t in figure.findobj(Text))
+    )
+    draw_eps_curve(Run(name="r"), {"classes": CLASSES}, {**evaluation(), "noise": 0.25}, tmp_path / "e.png")
+    assert "RA under eot-7 pgd-20, an upper bound" in texts
+    assert "r: digits behind noise of sigma 0.25, eot-7 pgd-20 in ℓ∞, 1,000 images" in texts
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,2 @@
-"""Callbacks of the training loop, one a file. Order: monitor, log, checkpointing (which saves the state of all)."""
+"""Callbacks of the training loop, one a file. Order: averaging, monitor, log, checkpointing (which saves the
+state of all)."""

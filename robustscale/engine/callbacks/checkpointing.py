@@ -13,7 +13,7 @@ from robustscale.engine.manifest import Saved
 from robustscale.engine.tensors import flatten_optimizer, restore_optimizer
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
-from robustscale.run import Run, identity
+from robustscale.run import Run, identity, same_result
 
 
 class Checkpointing(Callback):
@@ -55,12 +55,14 @@ class Checkpointing(Callback):
                 "scaler": step.scaler.state_dict(),
                 "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks},
             }
-            self.store.save(trainer.step, {"model": step.network.state_dict(), "optimizer": optimizer}, state)
+            tensors = {"model": step.network.state_dict(), "optimizer": optimizer}
+            tensors |= {_group(c): named for c in trainer.callbacks if (named := c.tensors())}
+            self.store.save(trainer.step, tensors, state)
         trainer.backend.barrier()
 
     def _restore(self, trainer: Trainer, saved: Saved) -> None:
         state, step = saved.state, trainer.train_step
-        if state["identity"] != identity(self.run):
+        if not same_result(state["identity"], self.run):
             raise InputError(
                 f"{self.store.root}: the checkpoints are of another configuration; take another --run-name"
             )
@@ -74,3 +76,9 @@ class Checkpointing(Callback):
             setattr(trainer, name, value)
         for callback in trainer.callbacks:
             callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
+            if f"{_group(callback)}.safetensors" in saved.files:
+                callback.load_tensors(saved.tensors(_group(callback), device))
+
+
+def _group(callback: Callback) -> str:
+    return type(callback).__name__.lower()

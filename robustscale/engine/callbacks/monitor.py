@@ -24,18 +24,20 @@ class Monitor(Callback):
         if self.held_out is None or (trainer.epoch % evaluation.every and trainer.epoch != self.run.epochs):
             return
         attackers = {"monitor": Attacker(evaluation.monitor, evaluation.goal)}
-        examples = judge(trainer.network, self.held_out, attackers, trainer.backend, self.run.seed)
+        examples = judge(
+            trainer.judged, self.held_out, attackers, trainer.backend, self.run.seed, draws=evaluation.draws
+        )
         sa = examples.right.double().mean().item()
         ra = examples.robust("monitor").double().mean().item()
         trainer.record |= {"sa": sa, "ra": ra}
         better, trainer.stop = self.stopping.look(ra)
         if better and trainer.backend.rank == 0:
             facts = {"epoch": trainer.epoch, "step": trainer.step, "held_out_sa": sa, "held_out_ra": ra}
-            self.folder.save_weights("best", trainer.network, **facts)
+            self.folder.save_weights("best", trainer.judged, **facts)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if trainer.backend.rank == 0:
-            self.folder.save_weights("last", trainer.network, epoch=trainer.epoch, step=trainer.step)
+            self.folder.save_weights("last", trainer.judged, epoch=trainer.epoch, step=trainer.step)
         trainer.backend.barrier()
 
     def state_dict(self) -> State:
