@@ -1,5 +1,6 @@
 """Every objective and every network, trained by one budget on real images and judged by the same attacks.
 
+    python -m benchmarks.methods                        # Fashion-MNIST, through torchvision
     python -m benchmarks.methods --source idx:/usr/share/datasets/fashion-mnist    # Debian's dataset-fashion-mnist
     python -m benchmarks.methods --only trades,mart     # some rows; what is measured already is not repeated
 
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from data_loaders.beton import Beton
 from data_loaders.pipelines import make_loader
@@ -45,12 +47,14 @@ from robustscale.engine.schedule import OneCycle
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
 from robustscale.evaluation.accuracy import judge
+from robustscale.evaluation.noise_defence import Noisy
 from robustscale.evaluation.result import robust, standard
 from robustscale.evaluation.words import Attacker
 from robustscale.models.network import Network, build
 from robustscale.models.resnet_cifar import ResNetCifar
 from robustscale.noise import permutation, randomised
 from robustscale.objectives.pgd_at import PgdAt
+from robustscale.objectives.rat import Rat
 from robustscale.run import Data, Run, require_fit
 from robustscale.threat import L2, Linf
 from robustscale.types import Attack, Loader, Model, Objective
@@ -112,7 +116,8 @@ def rows(args: argparse.Namespace) -> dict[str, Run]:
     for name in components(Objective):
         changes = {"objective": name, **NEEDS.get(name, {})}
         if "data" in changes:
-            changes["data"] = {"unlabelled": str(args.folder / "pseudo.beton")}
+            # Half of every batch is pseudo-labelled, so an epoch has twice the steps.
+            changes |= {"data": {"unlabelled": str(args.folder / "pseudo.beton")}, "epochs": args.epochs // 2}
         found[f"objective {name}"] = _same_attacks(override(base, changes), args.steps)
     for name, cls in components(Model).items():
         default = {"model": SMALL} if "model" in {field.name for field in dataclasses.fields(cls)} else {}
@@ -199,9 +204,13 @@ def measure(task: tuple[str, int], args: argparse.Namespace) -> dict[str, Any]:
     try:
         run = override(rows(args)[name], {"seed": seed})
         splits = splits_of(run, args)
-        network, rate = train(run, splits)
+        trained, rate = train(run, splits)
     except InputError as error:
         return {"row": name, "seed": seed, "refused": str(error)}
+    network: nn.Module = trained
+    if isinstance(run.objective, Rat):
+        # Trained to be read through its noise; without it, it would be another network.
+        network = Noisy(network, run.objective.sigma)
     attackers = averaged(ATTACKERS) if randomised(network) else ATTACKERS
     test = first_images(splits.test_file, args.test_images, run.data.image_size)
     examples = judge(network, test, attackers, LocalBackend(), seed)
@@ -301,7 +310,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", default="idx:/usr/share/datasets/fashion-mnist", help="labelled images, as prepare takes them")
+    add("--source", default="fashion_mnist", help="labelled images, as prepare takes them")
     add("--resolution", type=int, default=14, help="side to which images are reduced")
     add("--folder", type=Path, default=Path("runs/benchmark-methods"), help="for reduced images and results.jsonl")
     add("--images", type=int, default=2000, help="to train on, and as many pseudo-labelled for RST")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from robustscale.attacks.base import Goal, attacks_in, is_attack, require_pair
+from robustscale.attacks.base import Goal, attacks_in, boundary_attack, is_attack, require_pair
 from robustscale.attacks.pgd import PGD
 from robustscale.config import decode, encode
 from robustscale.engine.averaging import Newest
@@ -111,7 +111,18 @@ class Evaluation:
         require(self.patience is None or self.patience >= 1, f"patience: {self.patience} is below 1; none is never")
 
     def require(self, setting: Setting) -> None:
-        """Raise InputError where a network without randomness is to be drawn from."""
+        """Raise InputError for attacks that could not be judged, before there is anything to judge."""
+        for name, attack in (("attack", self.attack), ("monitor", self.monitor)):
+            require(
+                getattr(attack, "threat", None) is not None,
+                f"{name}: is made of attacks in different balls, so there is no one eps to hold it to; take one of "
+                "them, and the others by python -m robustscale.evaluate",
+            )
+            require(
+                setting.network is None or not boundary_attack(attack) or not randomised(setting.network),
+                f"{name}: finds the nearest point where one draw of this randomised network is fooled, which says "
+                "nothing of the next draw; take pgd or apgd",
+            )
         require(
             setting.network is None or self.draws in (None, 1) or randomised(setting.network),
             f"draws: {self.draws} of a network that draws nothing; leave it out",

@@ -89,6 +89,8 @@ class Code:
 
 
 OPTIONS = [
+    ("--evaluation.attack worst_of", "evaluation.attack: is made of attacks in different balls"),
+    ("--evaluation.monitor random_of", "evaluation.monitor: is made of attacks in different balls"),
     ("cifar11", "recipe: 'cifar11' is not known; did you mean 'cifar10'?"),
     ("--epoch 3", "did you mean '--epochs'?"),
     ("--objective.bta 1", "did you mean '--objective.beta'?"),

@@ -2,9 +2,9 @@
 
 Settings are the defaults of the authors' code, which are the same for all data sets: SGD 0.1, momentum 0.9, weight
 decay 5e-4, cosine, 200 epochs, batches of 128, λ from {0, 0.1, 0.2, 0.3, 0.4, 1}, PGD-7 at 8/255 with α 10/7/255, dual
-BatchNorm, 128 dimensions of random orthonormal encoding. `result.json` holds SA and RA (PGD-20) at the model's `lam`, 1;
-`python -m robustscale.evaluate RUN --lam 0.2` reads the same weights at another λ. The paper draws its results as curves
-and prints no table of them to quote. Costs are estimates, as in `cifar10.py`.
+BatchNorm, 128 dimensions of random orthonormal encoding. `result.json` holds SA and RA (PGD-20) at the model's `lam`,
+1; `python -m robustscale.evaluate RUN --lam 0.2` reads the same weights at another λ. The paper draws its results as
+curves and prints no table of them to quote. Costs are estimates, as in `cifar10.py`.
 """
 
 from __future__ import annotations

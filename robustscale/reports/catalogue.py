@@ -20,11 +20,12 @@ the command line takes: `--objective trades --objective.beta 6`. Knobs stand wit
 `benchmarks/methods.md` has what each method reached under one budget.
 """
 
-DEFENCES = (
-    "robustscale.evaluation.noise_defence",
-    "robustscale.evaluation.smoothing",
-    "robustscale.evaluation.forensics",
-)
+DEFENCES = {
+    "robustscale.evaluation.noise_defence": "`--noise`, `--noise-draws` 1",
+    "robustscale.evaluation.smoothing": "`--sigma`, `--n0` 100, `--n` 100000, `--alpha` 0.001",
+    "robustscale.evaluation.forensics": "`--attacks`, `--eps`, `--eps-l2`, `--images` 500",
+}
+"""Where each is, and the options of its command."""
 
 
 HEAD = "| method | equation and source | knobs | use it | what breaks it |\n| --- | --- | --- | --- | --- |"
@@ -47,7 +48,7 @@ def entry(documented: Any) -> Entry:
         raise ValueError(f"{documented.__name__}: its docstring does not end with a line `Use:` and a line `Breaks:`")
     what, use, breaks = (" ".join(part.split()) for part in found.groups())
     link = re.search(r"https?://[^\s,)]+", text)
-    return Entry(what if "http" in what or link is None else f"{what} {link[0]}", use, breaks)
+    return Entry(what if "http" in what or link is None else f"{what} {link[0].rstrip('.;:')}", use, breaks)
 
 
 def catalogue() -> str:
@@ -62,8 +63,8 @@ def catalogue() -> str:
         home = KINDS[kind].replace(".", "/")
         where = f"`{home}.py`." if kind is Averaging else f"`{home}/`, one file each."
         parts.append("\n".join([f"## {title}\n\n{where}\n", HEAD, *rows, ""]))
-    modules = [importlib.import_module(name) for name in DEFENCES]
-    rows = [_row(module.__name__.rpartition(".")[2], entry(module), "") for module in modules]
+    modules = {importlib.import_module(name): options for name, options in DEFENCES.items()}
+    rows = [_row(module.__name__.rpartition(".")[2], entry(module), options) for module, options in modules.items()]
     parts.append(
         "\n".join(["## Defences at inference\n\n`robustscale/evaluation/`, one file each.\n", HEAD, *rows, ""])
     )

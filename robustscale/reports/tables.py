@@ -10,6 +10,7 @@ from robustscale.attacks.base import Goal
 from robustscale.attacks.eot import EOT
 from robustscale.config import decode, encode
 from robustscale.evaluation.words import Attacker, name_of
+from robustscale.objectives.rat import Rat
 from robustscale.reports.figures import source_name
 from robustscale.reports.progress import percent
 from robustscale.run import Run
@@ -50,7 +51,13 @@ def setting_note(run: Run) -> list[str]:
     """Of a network that is one of several, as its λ or its width is chosen: which of them was judged."""
     at = dict(_settings(encode(run.model)))
     words = " and ".join(f"{name} {value:g}" for name, value in at.items())
-    return [f"Judged at {words} alone; the network has others, with other figures."] if at else []
+    notes = [f"Judged at {words} alone; the network has others, with other figures."] if at else []
+    if isinstance(run.objective, Rat):
+        sigma = f"{run.objective.sigma:g}"
+        notes.append(
+            f"Judged without the noise it was trained with: evaluate RUN --noise {sigma} reads it through that."
+        )
+    return notes
 
 
 def _settings(model: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

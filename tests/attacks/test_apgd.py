@@ -71,8 +71,9 @@ def by_hand(attack: APGD, score: Score, x: Tensor, start: Tensor) -> tuple[Tenso
 
 @pytest.mark.parametrize("goal", [Goal(), Goal(loss="dlr"), Goal(loss="dlr", target="ranked")], ids=str)
 @pytest.mark.parametrize("threat", [Linf(0.05), L2(0.3)], ids=["linf", "l2"])
-def test_is_the_algorithm(threat: Threat, goal: Goal) -> None:
-    model, batch = sharp_net(), random_batch(6, dtype=torch.float64)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_is_the_algorithm(seed: int, threat: Threat, goal: Goal) -> None:
+    model, batch = sharp_net(), random_batch(6, seed, torch.float64)
     noise = attack_noise(6)
     attack = APGD(threat, steps=40)
     halvings = []

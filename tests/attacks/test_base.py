@@ -16,9 +16,9 @@ from robustscale.losses import cross_entropy
 from robustscale.noise import Noise
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.trades import Trades
-from robustscale.run import Run
+from robustscale.run import Evaluation, Run, require_fit
 from robustscale.testing.contracts import CLASSES, TinyNet, random_batch
-from robustscale.types import Progress
+from robustscale.types import DataSpec, Progress
 
 
 def noise_of(n: int, seed: int = 0) -> Noise:
@@ -221,6 +221,17 @@ def test_a_negative_class_is_refused(target: int) -> None:
     """-100 is cross_entropy's mark for examples to leave out: an attack that does nothing."""
     with pytest.raises(InputError, match="target"):
         Goal(target=target)
+
+
+@pytest.mark.parametrize("target, least", [("none", 3), ("random", 4), (0, 4)])
+def test_dlr_needs_the_logits_that_it_divides_by(target: Any, least: int) -> None:
+    """Known once the data is: the third logit, and the fourth of the targeted one."""
+    goal = Goal(loss="dlr", target=target)
+    runs = {"objective": Run(objective=PgdAt(goal=goal)), "evaluation": Run(evaluation=Evaluation(goal=goal))}
+    for path, run in runs.items():
+        require_fit(run, DataSpec(1, 8, 8, least, (0.5,), (0.25,)))
+        with pytest.raises(InputError, match=rf"^{path}\.goal\.loss: dlr divides .* has {least - 1} classes"):
+            require_fit(run, DataSpec(1, 8, 8, least - 1, (0.5,), (0.25,)))
 
 
 def test_fp16_autocast_leaves_fewer_confident_examples_unattacked() -> None:

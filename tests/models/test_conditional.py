@@ -170,15 +170,18 @@ def test_without_encoding_film_sees_lambda_itself() -> None:
     assert torch.equal(network.body.get_submodule("encode")(torch.tensor([0.0, 0.7])), torch.tensor([[0.0], [0.7]]))
 
 
-def test_film_is_the_authors_mlp() -> None:
-    """Transcribed with torch's own modules."""
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_film_is_the_authors_mlp(seed: int) -> None:
+    """Transcribed with torch's own modules, in float64."""
     condition: Any = Condition()
-    condition.code = uniform(5, 4)
-    film = FiLM(nn.Identity(), 3, 4, condition)
-    mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 6), nn.LeakyReLU())
+    condition.code = uniform(5, 4, seed=seed).double()
+    film = FiLM(nn.Identity(), 3, 4, condition).double()
+    for number, parameter in enumerate(film.parameters()):
+        parameter.data = uniform(*parameter.shape, seed=10 * seed + number).double() - 0.5
+    mlp = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(), nn.Linear(6, 6), nn.LeakyReLU()).double()
     mlp.load_state_dict(dict(zip(mlp.state_dict(), film.state_dict().values(), strict=True)))
     gamma, beta = mlp(condition.code).split(3, 1)
-    x = uniform(5, 3, 2, 2) - 0.5
+    x = uniform(5, 3, 2, 2, seed=seed).double() - 0.5
     torch.testing.assert_close(film(x), x * gamma[:, :, None, None] + beta[:, :, None, None])
 
 
