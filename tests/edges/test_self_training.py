@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data_loaders.beton import Beton
 from data_loaders.sources import open_source
@@ -29,6 +30,7 @@ def untrained(path: Path, root: str) -> RunFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_labels_images_and_another_trains_on_them(
     ray_head: dict[str, str], tmp_path: Path, command: Command
 ) -> None:
