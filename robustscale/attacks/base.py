@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
@@ -45,8 +45,25 @@ def gradient_scale(x: Tensor) -> float:
 
 
 @contextmanager
-def attacking(model: nn.Module, batchnorm: BatchNormMode = "eval") -> Iterator[Forward]:
+def relaxing(network: Forward) -> Iterator[None]:
+    """While the block runs, layers with `relaxed = True` are as soft as in training: an attack's gradient must pass
+    through them (backward pass differentiable approximation, Athalye et al. 2018, https://arxiv.org/abs/1802.00420)."""
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    before = [(m, m.training) for m in modules if getattr(m, "relaxed", False)]
+    for m, _ in before:
+        m.training = True
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+@contextmanager
+def attacking(model: nn.Module, batchnorm: BatchNormMode = "eval", relax: bool = True) -> Iterator[Forward]:
     """The bare module, as an attack may differentiate it, with BatchNorm and dropout in the named mode.
+
+    `relax`: as in `relaxing`; not where the network's own predictions are asked for.
 
     An attack through DDP's wrapper would broadcast buffers at every forward. Modes are restored on leaving.
     """
@@ -61,7 +78,8 @@ def attacking(model: nn.Module, batchnorm: BatchNormMode = "eval") -> Iterator[F
         for m in untracked:
             m.track_running_stats = False  # type: ignore[assignment]
     try:
-        yield bare
+        with relaxing(bare) if relax else nullcontext():
+            yield bare
     finally:
         for m in untracked:
             m.track_running_stats = True  # type: ignore[assignment]

@@ -128,7 +128,7 @@ def judge(
     draws = num_draws(model, draws)
     done, total = 0, loader.num_examples * (1 + len(attacks))
     tables = [torch.empty((0, 2 + draws * (1 + len(attacks))), dtype=torch.int64)]
-    with attacking(model) as f, exact_float32(backend.device):
+    with attacking(model, relax=False) as f, exact_float32(backend.device):
         asked = Asked(f, seed, draws, randomised(model))
         for share in loader.epoch(0):
             columns = [share.batch.index[:, None], share.batch.y[:, None]]

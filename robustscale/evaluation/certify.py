@@ -155,7 +155,7 @@ def certify_run(
     if backend.rank == 0:
         kept.mend()
     todo = _missing(kept, ids, backend)
-    with attacking(network) as f, exact_float32(backend.device):
+    with attacking(network, relax=False) as f, exact_float32(backend.device):
         smoothed = Smoothed(f, folder.spec().classes, by.sigma, run.seed, by.batch)
         if todo:
             _announce(smoothed, by, len(ids), len(todo), folder, backend, emit)

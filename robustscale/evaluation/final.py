@@ -71,7 +71,7 @@ def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacke
     batch = next(itertools.islice(test.epoch(0), 1)).batch
     batch = type(batch)(*(column[:NUM_SHOWN] for column in batch))
     noise = Noise.of(run.seed, batch.index, "evaluate", name)
-    with attacking(network) as f, exact_float32(batch.x.device):
+    with attacking(network, relax=False) as f, exact_float32(batch.x.device):
         asked = Asked(f, run.seed)
         with drawing(noise.fold("network")):
             x_adv = attacker.attack(attacker.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)

@@ -135,7 +135,7 @@ def gather_case(
 ) -> Case:
     """Attack every image of a loader (of one process) by every suspect, and look for clues."""
     clues, fooled, done = [], [], 0
-    with attacking(network) as f:
+    with attacking(network, relax=False) as f:
         for share in loader.epoch(0):
             batch = share.batch
             with exact_float32(batch.x.device):
@@ -232,7 +232,7 @@ def identify(
     """The probability of each class for an image file. Raises InputError where it does not fit the reference."""
     x = read_image(path, spec)
     noise = Noise.of(facts["seed"], torch.zeros(1, dtype=torch.int64), "forensics")
-    with attacking(network) as f, exact_float32(x.device):
+    with attacking(network, relax=False) as f, exact_float32(x.device):
         clues = investigate(f, x, noise, facts["eps"], levels)
     return dict(zip(facts["classes"], detector.probabilities(clues)[0].tolist(), strict=True))
 

@@ -49,7 +49,7 @@ def predict(
     """
     table = torch.zeros((loader.num_examples, 3))  # how often it came, class, confidence: float32 holds them exactly
     done = 0
-    with attacking(network) as f, exact_float32(backend.device), torch.no_grad():
+    with attacking(network, relax=False) as f, exact_float32(backend.device), torch.no_grad():
         for share in loader.epoch(0):
             if len(share.batch.y):
                 table[share.batch.index.cpu()] += _classify(f, share.batch, seed).cpu()

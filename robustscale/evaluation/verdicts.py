@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustscale.attacks.base import Goal, score_of
+from robustscale.attacks.base import Goal, relaxing, score_of
 from robustscale.errors import InputError
 from robustscale.evaluation.words import Attacker, threat_of
 from robustscale.noise import Noise, drawing
@@ -101,7 +101,7 @@ def _attempted(asked: Asked, batch: Batch, name: str, attempt: _Attempt, rows: T
     with drawing(goal_noise.fold("goal")):
         # The same draws for every rank, or two of them might be one class.
         score = attempt.goal.score(visited if looks else asked.f, batch.x, batch.y, goal_noise)
-    with drawing(noise.fold("network")):
+    with drawing(noise.fold("network")), relaxing(asked.f):
         x_adv = attempt.attack(_Watched(score, broken, batch.x), batch.x, noise=noise)
     broken |= ~x_adv.isfinite().flatten(1).all(1)
     x_adv = torch.where(broken.view(-1, *(1,) * (x_adv.dim() - 1)), batch.x, x_adv)

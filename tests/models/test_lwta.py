@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustscale.attacks.base import attacking, relaxing
 from robustscale.errors import InputError
 from robustscale.models.basic import Basic
 from robustscale.models.lwta import Lwta
@@ -134,3 +135,18 @@ def test_networks_that_do_not_fit_are_refused(model: Model, message: str) -> Non
 def test_fields_that_make_no_sense_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(fields))):
         Lwta(**fields)  # type: ignore[arg-type]
+
+
+def test_attacks_go_through_the_temperature_of_training_and_predictions_do_not() -> None:
+    """At T = 0.01 the softmax masks its gradient."""
+    network = build(Lwta(model=ResNetCifar(depth=8, base=4)), DataSpec(1, 8, 8, 10, (0.3,), (0.37,))).train()
+    competitions = [m for m in network.modules() if getattr(m, "relaxed", False)]
+    assert len(competitions) == 7
+    with attacking(network):
+        assert all(m.training for m in competitions) and not network.body.training
+    with attacking(network, relax=False) as f:
+        assert not any(m.training for m in competitions)
+        with relaxing(f):
+            assert all(m.training for m in competitions)
+        assert not any(m.training for m in competitions)
+    assert all(m.training for m in network.modules())
