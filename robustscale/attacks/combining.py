@@ -8,17 +8,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robustscale.attacks.base import score_of
+from robustscale.attacks.base import attacks_in, score_of
 from robustscale.noise import Noise, key_of
 from robustscale.threat import Threat
 from robustscale.types import Attack, Score
 
 
-def common_threat(attacks: Iterable[Attack]) -> Threat | None:
-    """The threat model of all these attacks; None where they differ, or one names none."""
-    threats = {getattr(attack, "threat", None) for attack in attacks}
-    threat = threats.pop()
-    return threat if not threats and isinstance(threat, Threat) else None
+class Combined:
+    """An attack that is made of others, which are among its fields."""
+
+    @property
+    def threat(self) -> Threat | None:
+        """The attacks' common one; None where they differ, or one has none: no single ball holds x' then."""
+        threats = {getattr(attack, "threat", None) for _field, attack in attacks_in(self)}
+        threat = threats.pop()
+        return threat if not threats and isinstance(threat, Threat) else None
 
 
 def chance(noise: Noise, *path: str) -> float:

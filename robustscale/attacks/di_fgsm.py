@@ -45,7 +45,8 @@ class DIFGSM:
     """Smallest side after the resize, as a share of the image's."""
 
     def __post_init__(self) -> None:
-        require_diversity(self.p, self.resize_rate)
+        require(0 <= self.p <= 1, f"p: {self.p!r} is outside [0, 1]; it is a probability")
+        require(0 < self.resize_rate < 1, f"resize_rate: {self.resize_rate!r} is outside (0, 1); 0.9 is usual")
         self._ascent()
 
     def __call__(
@@ -57,11 +58,6 @@ class DIFGSM:
     def _ascent(self) -> MIFGSM:
         """Its checks are ours as well."""
         return MIFGSM(self.threat, self.steps, self.step_size, mu=0.0)
-
-
-def require_diversity(p: float, resize_rate: float) -> None:
-    require(0 <= p <= 1, f"p: {p!r} is outside [0, 1]; it is a probability")
-    require(0 < resize_rate < 1, f"resize_rate: {resize_rate!r} is outside (0, 1); 0.9 is usual")
 
 
 class Diverse:

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from robustscale.attacks.base import input_gradient
-from robustscale.attacks.combining import common_threat
+from robustscale.attacks.combining import Combined
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.noise import Noise
-from robustscale.threat import Threat
 from robustscale.types import Attack, Score
 
 
 @dataclass(frozen=True)
-class EOT:
+class EOT(Combined):
     """The attack on E[score(x)], as the mean over n draws of a randomised network: its gradient is the mean of theirs.
 
     Athalye et al. 2018, https://arxiv.org/abs/1802.00420, section 4.2; n = 20 as AutoAttack's `rand` version. Each call
@@ -37,10 +36,6 @@ class EOT:
 
     def __post_init__(self) -> None:
         require(self.draws >= 1, f"draws: {self.draws} is below 1; 20 is usual, 1 is the attack alone")
-
-    @property
-    def threat(self) -> Threat | None:
-        return common_threat((self.attack,))
 
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None

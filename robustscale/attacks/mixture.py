@@ -10,17 +10,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustscale.attacks.combining import chance, common_threat, on_rows
+from robustscale.attacks.combining import Combined, chance, on_rows
 from robustscale.attacks.fgsm import FGSM
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.noise import Noise
-from robustscale.threat import Threat
 from robustscale.types import Attack, Score
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Combined):
     """x' = A_k(x) for a share s_k of the batch, exactly; Σ s_k = 1.
 
     Exact means that of n examples floor or ceil of s_k n go to attack k, by lot among those that the attack is given
@@ -51,11 +50,6 @@ class Mixture:
         )
         require(min(shares) >= 0, f"shares: {shares!r} must not be negative")
         require(abs(sum(shares) - 1) < 1e-6, f"shares: {shares!r} add up to {sum(shares):.6g}; they must add up to 1")
-
-    @property
-    def threat(self) -> Threat | None:
-        """The attacks' common one; None where they differ, and no single ball holds x'."""
-        return common_threat(self.attacks)
 
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None

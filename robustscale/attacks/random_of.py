@@ -11,16 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustscale.attacks.combining import chance, common_threat, on_rows
+from robustscale.attacks.combining import Combined, chance, on_rows
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.noise import Noise
-from robustscale.threat import L2, Threat
+from robustscale.threat import L2
 from robustscale.types import Attack, Score
 
 
 @dataclass(frozen=True)
-class RandomOf:
+class RandomOf(Combined):
     """x' = A_k(x), k drawn with probabilities w_k / Σ w: MAT-Rand's inner maximisation with two norms.
 
     Araujo et al. 2020, https://arxiv.org/abs/2012.02632, draw the norm from {2, ∞}, each with 1/2. Here either a batch
@@ -47,11 +47,6 @@ class RandomOf:
             f"weights: {len(weights)} of them for {len(self.attacks)} attacks; give each one",
         )
         require(min(weights) >= 0 and sum(weights) > 0, f"weights: {weights!r} must not be negative, nor all be zero")
-
-    @property
-    def threat(self) -> Threat | None:
-        """The attacks' common one; None where they differ, and no single ball holds x'."""
-        return common_threat(self.attacks)
 
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None

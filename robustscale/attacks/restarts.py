@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustscale.attacks.combining import common_threat, highest
+from robustscale.attacks.combining import Combined, highest
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.noise import Noise
-from robustscale.threat import Threat
 from robustscale.types import Attack, Score
 
 
 @dataclass(frozen=True)
-class Restarts:
+class Restarts(Combined):
     """The attack several times with draws of its own; each example keeps the run that ends with the highest score.
 
     x' = argmax_r score(x'_r). As PGD's own `restarts` (the same draws and the same images), for attacks without such a
@@ -35,10 +34,6 @@ class Restarts:
         own = getattr(self.attack, "restarts", 1)
         # Two such counters would draw some of the starts twice.
         require(own == 1, f"attack: has {own} restarts of its own; set attack.restarts to 1")
-
-    @property
-    def threat(self) -> Threat | None:
-        return common_threat((self.attack,))
 
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustscale.attacks.combining import common_threat, highest
+from robustscale.attacks.combining import Combined, highest
 from robustscale.attacks.pgd import PGD
 from robustscale.fields import require
 from robustscale.noise import Noise
-from robustscale.threat import L2, Threat
+from robustscale.threat import L2
 from robustscale.types import Attack, Score
 
 
 @dataclass(frozen=True)
-class WorstOf:
+class WorstOf(Combined):
     """x' = argmax_k score(x'_k) over the attacks, per example: the inner maximum over a union of threat models.
 
     The "max" strategy of Tramèr and Boneh 2019, https://arxiv.org/abs/1904.13000, section 2, and MAT-Max of Araujo et
@@ -31,11 +31,6 @@ class WorstOf:
 
     def __post_init__(self) -> None:
         require(len(self.attacks) >= 1, "attacks: is empty; give at least one")
-
-    @property
-    def threat(self) -> Threat | None:
-        """The attacks' common one; None where they differ, and no single ball holds x'."""
-        return common_threat(self.attacks)
 
     def __call__(
         self, score: Score, x: Tensor, *, noise: Noise, on_step: Callable[[Tensor], None] | None = None

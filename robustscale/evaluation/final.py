@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from robustscale.attacks.base import attacking
+from robustscale.attacks.base import attacking, relaxing
 from robustscale.config import encode
 from robustscale.engine.folder import RunFolder, Weights, publish
 from robustscale.engine.versions import versions
@@ -73,7 +73,7 @@ def _save_gallery(network: nn.Module, test: Loader, name: str, attacker: Attacke
     noise = Noise.of(run.seed, batch.index, "evaluate", name)
     with attacking(network, relax=False) as f, exact_float32(batch.x.device):
         asked = Asked(f, run.seed)
-        with drawing(noise.fold("network")):
+        with drawing(noise.fold("network")), relaxing(f):
             x_adv = attacker.attack(attacker.goal.score(f, batch.x, batch.y, noise), batch.x, noise=noise)
         predicted, predicted_adv = (asked.predictions(x, batch.index)[:, 0] for x in (batch.x, x_adv))
     shown: dict[str, Tensor] = {
