@@ -191,8 +191,8 @@ def train(run: Run, splits: Splits) -> tuple[Network, float]:
     return network, run.epochs * loader.num_examples / (time.perf_counter() - start)
 
 
-def first_images(file: Beton, number: int, size: int | None) -> Loader:
-    rows, device = np.arange(number), torch.device("cpu")
+def first_images(file: Beton, number: int, size: int | None, after: int = 0) -> Loader:
+    rows, device = np.arange(after, after + number), torch.device("cpu")
     plain: dict[str, Any] = {"batch_size": 100, "shards": 1, "rank": 0, "world": 1, "shuffle": False}
     return make_loader("resident", file, rows, device=device, seed=0, image_size=size, **plain)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -52,9 +54,30 @@ def ray_cluster(cluster: Cluster, show: Show) -> Iterator[None]:
             where = f" (token: {token})" if token else ""
             show({"event": "note", "message": f"Ray dashboard: {url}{where}"})
         else:
+            require_answer(os.environ.get("RAY_ADDRESS", ""))
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _terminate))
         yield
+
+
+def require_answer(address: str) -> None:
+    """Raise InputError where nothing listens: Ray itself would try for minutes, and say nothing."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(
+            f"RAY_ADDRESS: nothing answers at {address} ({error.strerror or error}); start that cluster, or unset it "
+            "to have one on this machine"
+        ) from None
+
+
+@functools.cache
+def _secret() -> str:
+    """One for all clusters of this process: Ray reads it once, and a second cluster would not know the first one's."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager
@@ -63,7 +86,7 @@ def _token() -> Iterator[Path]:
     would pick it up."""
     with tempfile.TemporaryDirectory(prefix="robustscale-") as private:  # nobody else may enter it
         token = Path(private) / "ray_token"
-        token.write_text(secrets.token_hex(32))
+        token.write_text(_secret())
         ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         os.environ.update(ours)
         try:
@@ -153,7 +176,7 @@ def prepare_nodes(data: Data) -> str | None:
             raise InputError(str(error.cause)) from None
         raise
     except (ray.exceptions.RayError, ValueError) as error:  # the node went away meanwhile, or its process was killed
-        return _short(error)
+        return short(error)
     return None
 
 
@@ -168,20 +191,37 @@ def launch(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[
 
         # Once: a retry after a node was lost must not go on without GPUs.
         gpu = ray.cluster_resources().get("GPU", 0) >= 1 if run.cluster.gpu is None else run.cluster.gpu
-        for attempt in range(run.cluster.max_failures + 1):
+        for number in range(run.cluster.max_failures + 1):
             # What a failed attempt held comes back within seconds.
-            wait_for_resources(run.cluster, gpu, show, max(run.cluster.wait, 30.0 if attempt else 0.0))
+            wait_for_resources(run.cluster, gpu, show, max(run.cluster.wait, 30.0 if number else 0.0))
             error = prepare_nodes(run.data) if in_cluster() else None
             if error is None:
-                error = _attempt(task, run, folder, show, options or {}, gpu)
+                with interruptible():
+                    error = attempt(job(task, run, folder, options or {}, gpu), run.cluster, show)
             if error is None:
                 return
-            if attempt < run.cluster.max_failures:
+            if number < run.cluster.max_failures:
                 show({"event": "note", "message": f"a worker failed ({error}); going on from the last checkpoint"})
     raise WorkersFailed(f"gave up after {run.cluster.max_failures + 1} attempts; the last failure: {error}")
 
 
-def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mapping[str, Any], gpu: bool) -> str | None:
+def job(task: str, run: Run, folder: RunFolder, options: Mapping[str, Any], gpu: bool) -> dict[str, Any]:
+    """What a rank is told: see cluster.worker."""
+    return {
+        "task": task,
+        "run": encode(run),
+        "folder": str(folder.path),
+        "options": dict(options),
+        "threads": run.cluster.cpus_per_worker,
+        "gpu": gpu,
+    }
+
+
+def attempt(config: Mapping[str, Any], cluster: Cluster, show: Show) -> str | None:
+    """One Ray Train run of a job, in the cluster that this process is connected to; returns why it failed, if so.
+
+    Raises InputError or Diverged as a worker did.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -191,31 +231,23 @@ def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mappin
     from cluster.worker import main
 
     board = make_board()
-    config = {
-        "task": task,
-        "run": encode(run),
-        "folder": str(folder.path),
-        "options": dict(options),
-        "threads": run.cluster.cpus_per_worker,
-        "gpu": gpu,
-        "board": board,
-    }
-    resources = {"CPU": float(run.cluster.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
+    gpu = config["gpu"]
+    resources = {"CPU": float(cluster.cpus_per_worker), **({"GPU": 1.0} if gpu else {})}
     trainer = TorchTrainer(
         main,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=run.cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+        train_loop_config={**config, "board": board},
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=600),
         run_config=RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(folder.path / "ray"),
+            storage_path=str(Path(config["folder"], "ray")),
             # mypy sees the classes of the older Ray Train here.
             # No limit on the controller's failures, the default, retries for ever where the group can't be placed.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _showing(board, show), _interruptible():
+    with _showing(board, show):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as failure:
@@ -224,7 +256,7 @@ def _attempt(task: str, run: Run, folder: RunFolder, show: Show, options: Mappin
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ray Train takes SIGINT for itself and keeps it for good, and makes SystemExit(1) of what a signal raises."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -245,10 +277,10 @@ def _reason(failure: BaseException) -> str:
             for kind in (InputError, Diverged):
                 if isinstance(error, kind):
                     raise kind(str(error.args[0])) from None
-    return _short(causes[0])
+    return short(causes[0])
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
     """One line of bearable length: what happened stands at its beginning, or, in a traceback, at its end."""
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
@@ -275,6 +307,8 @@ def _showing(board: Any, show: Show) -> Iterator[None]:
                     show(record)
             except ray.exceptions.GetTimeoutError:
                 show({"event": "note", "message": "no word from the workers for 30 s"})
+            except ray.exceptions.RayActorError:  # the cluster ends
+                return
             if last:
                 return
 

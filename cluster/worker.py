@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,20 @@ from cluster.report import Report
 from data_loaders.splits import Splits
 from data_loaders.write import ensure
 from robustscale.config import decode
+from robustscale.engine.backend import LocalBackend
+from robustscale.engine.callback import Callback
 from robustscale.engine.callbacks.averaging import Averager
 from robustscale.engine.callbacks.checkpointing import Checkpointing
-from robustscale.engine.callbacks.log import Log
+from robustscale.engine.callbacks.cost import Cost
+from robustscale.engine.callbacks.log import Log, read_lines
 from robustscale.engine.callbacks.monitor import Monitor
 from robustscale.engine.checkpoint import Store
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.trainer import Trainer
+from robustscale.errors import InputError
 from robustscale.evaluation.certify import certify_run
 from robustscale.evaluation.final import evaluate_run, read_test_set
+from robustscale.evaluation.operating_points import Parts, judge_points
 from robustscale.evaluation.pseudo_labels import predict
 from robustscale.models.network import build
 from robustscale.run import Run
@@ -34,9 +41,38 @@ from robustscale.types import Backend, Loader
 Emit = Callable[[dict[str, Any]], None]
 
 
-def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit) -> None:
+def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
     splits = Splits.of(run, *ensure(run.data))
     splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
+    trainer = _train(run, folder, splits, backend, emit, [Report()])
+    which = run.evaluation.report if len(splits.held_out) else "last"
+    emit({"event": "note", "message": f"reading the test set once, with the {which} weights"})
+    read_test_set(run, folder, which, splits.loader(run, "test", backend), backend, emit, trainer.timer.seconds)
+
+
+def trial(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
+    """A training of a search on `options["data"]`: judged on the held-out part alone. Writes trial.json, which makes it
+    finished."""
+    splits = Splits.of(run, *ensure(run.data))
+    splits.require_same(options["data"], "train", "test", "unlabelled")
+    if not len(splits.held_out):
+        raise InputError("data.held_out: is 0, and trials are compared on the held-out part; 0.1 is usual")
+    cost = Cost(run, splits.spec(run), len(splits.held_out))
+    if backend.rank == 0:
+        folder.write("data.json", splits.facts(run))
+    _train(run, folder, splits, backend, emit, [cost])
+    if backend.rank == 0:
+        # Not the trainer's record: it has none if an earlier attempt ended right after the last epoch.
+        record = [line for line in read_lines(folder) if line["event"] == "epoch"][-1]
+        figures = {name: record[name] for name in ("epoch", "sa", "ra", "flops", "worker_seconds")}
+        folder.write("trial.json", {**figures, "n": len(splits.held_out)})
+    backend.barrier()
+
+
+def _train(
+    run: Run, folder: RunFolder, splits: Splits, backend: Backend, emit: Emit, more: Sequence[Callback]
+) -> Trainer:
+    """The trainer when it is done, with `more` callbacks that may add to each epoch's record before it is logged."""
     if run.reduction == "deterministic":
         # Without it cuBLAS is not deterministic, and torch refuses each matrix product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -44,14 +80,12 @@ def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit) -> None:
     network = build(run.model, splits.spec(run), run.seed, starting=True)
     held_out = splits.loader(run, "held_out", backend) if len(splits.held_out) else None
     monitor = Monitor(run, folder, held_out)
-    log = Log(folder, emit)
     checkpointing = Checkpointing(run, Store(folder.checkpoints, run.checkpoints.keep), emit)
-    callbacks = [*Averager.of(run), monitor, Report(), log, checkpointing]
-    trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
-    trainer.fit()
-    which = run.evaluation.report if held_out is not None else "last"
-    emit({"event": "note", "message": f"reading the test set once, with the {which} weights"})
-    read_test_set(run, folder, which, splits.loader(run, "test", backend), backend, emit, trainer.timer.seconds)
+    with contextlib.closing(Log(folder, emit)) as log:
+        callbacks = [*Averager.of(run), monitor, *more, log, checkpointing]
+        trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
+        trainer.fit()
+    return trainer
 
 
 def evaluate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
@@ -82,14 +116,32 @@ def pseudo_label(run: Run, folder: RunFolder, backend: Backend, emit: Emit, opti
     backend.barrier()
 
 
-TASKS = {"evaluate": evaluate, "certify": certify, "pseudo_label": pseudo_label}
-"""Of a trained run, by the name that `cluster.launch` takes."""
+def judge_curve(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
+    """Judge the points of options["at"] that are not in options["figures"] yet; each is written there when it is."""
+    splits = Splits.of(run, *ensure(run.data), training=False)
+    splits.require_same(folder.read("data.json"), "train", "test")
+    test = splits.loader(run, "test", backend) if options["judging"]["test"] else None
+    # Parts of 64 images, the same for any number of workers that divides 8.
+    shards = backend.world * -(-8 // backend.world)
+    estimating = dataclasses.replace(run, shards=shards, batch_size=64 * shards)
+    train = splits.loader(estimating, "train", backend)
+    parts = Parts(splits.loader(run, "held_out", backend), test, train)
+    figures = options["figures"]
+    points = folder.read(figures) if (folder.path / figures).exists() else []
+    for point in judge_points(run, folder, parts, backend, emit, {**options, "at": options["at"][len(points) :]}):
+        points.append(point)
+        if backend.rank == 0:
+            folder.write(figures, points)
+    backend.barrier()
+
+
+TASKS = {task.__name__: task for task in (pretrain, trial, evaluate, certify, pseudo_label, judge_curve)}
+"""By the name that `cluster.launch` takes."""
 
 
 def main(config: Mapping[str, Any]) -> None:
     """Ray Train's entry on each rank."""
     torch.set_num_threads(config["threads"])
-    run = decode(Run, config["run"])
     backend = DdpBackend(cpu=not config["gpu"])
     board = config["board"]
 
@@ -97,13 +149,29 @@ def main(config: Mapping[str, Any]) -> None:
         if backend.rank == 0:
             board.push.remote(record)
 
+    message = f"{backend.world} workers up, on {backend.device.type}"
+    emit({"event": "note", "message": message, "placement_group": placement_group()})
+    _perform(config, backend, emit)
+
+
+def placement_group() -> str | None:
+    """Of this process, in hexadecimal: what a group holds of the cluster."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    return None if group is None else str(group.id.hex())
+
+
+def alone(config: Mapping[str, Any], emit: Emit) -> None:
+    """The same on one worker that is this process, without a group."""
+    torch.set_num_threads(config["threads"])
+    _perform(config, LocalBackend("cuda" if config["gpu"] else "cpu"), emit)
+
+
+def _perform(config: Mapping[str, Any], backend: Backend, emit: Emit) -> None:
     _forward_warnings(emit)
-    emit({"event": "note", "message": f"{backend.world} workers up, on {backend.device.type}"})
-    folder = RunFolder(config["folder"])
-    if config["task"] == "pretrain":
-        pretrain(run, folder, backend, emit)
-    else:
-        TASKS[config["task"]](run, folder, backend, emit, config["options"])
+    task = TASKS[config["task"]]
+    task(decode(Run, config["run"]), RunFolder(config["folder"]), backend, emit, config["options"])
 
 
 def _forward_warnings(emit: Emit) -> None:

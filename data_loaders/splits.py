@@ -27,6 +27,7 @@ class Splits:
     train_file: Beton
     test_file: Beton
     train: NDArray[np.int64]
+    """Of the rows that are not held out, the run's share."""
     held_out: NDArray[np.int64]
     unlabelled_file: Beton | None = None
 
@@ -39,13 +40,18 @@ class Splits:
             raise InputError(f"{test}: other classes or channels than {train}; prepare both from one source")
         order = permutation(train_file.num_examples, "held_out")
         num_held_out = round(run.data.held_out * train_file.num_examples)
-        rows = np.sort(order[num_held_out:])
-        if len(rows) == 0:
+        whole = order[num_held_out:]
+        if len(whole) == 0:
             raise InputError(f"{train}: data.held_out {run.data.held_out!r} leaves no image to train on; lower it")
+        # A beginning of the same order for every share: the images of a smaller one are among those of a larger.
+        rows = np.sort(whole[: round(run.data.share * len(whole))])
+        if len(rows) == 0:
+            raise InputError(f"{train}: data.share {run.data.share!r} of {len(whole)} images is none; raise it")
         smallest = batch_sizes(len(rows), run.batch_size, run.labelled_batch_size).sum(1).min()
         least = 2 if run.reduction == "deterministic" else 1  # BatchNorm refuses a single image
         if smallest < run.shards * least:
-            raise InputError(f"{train}: {len(rows)} images are too few for {run.shards} shards a batch; lower shards")
+            remedy = "lower shards" if run.data.share == 1 else "lower shards, or raise data.share"
+            raise InputError(f"{train}: {len(rows)} images are too few for {run.shards} shards a batch; {remedy}")
         splits = cls(train_file, test_file, rows, np.sort(order[:num_held_out]))
         if run.data.unlabelled is None or not training:
             return splits
@@ -82,12 +88,13 @@ class Splits:
         return DataSpec(self.train_file.channels, height, width, len(self.train_file.classes), mean, std)
 
     def _statistics(self, run: Run) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Per channel over the training part (at most 10,000 of its images), or what the run gives."""
+        """Per channel over the whole training part (at most 10,000 of its images), or what the run gives."""
         mean, std = run.data.mean, run.data.std
         if mean == "dataset" or std == "dataset":
             total = np.zeros((2, self.train_file.channels))
             count = 0
-            for row in self.train[:: max(1, len(self.train) // 10_000)]:
+            rows = np.setdiff1d(np.arange(self.train_file.num_examples), self.held_out)
+            for row in rows[:: max(1, len(rows) // 10_000)]:
                 pixels = self.train_file.image(int(row)).reshape(-1, self.train_file.channels) / 255
                 total += pixels.sum(0), (pixels**2).sum(0)
                 count += len(pixels)

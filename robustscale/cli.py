@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -31,7 +31,7 @@ from robustscale.config import (
 )
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import Diverged, InputError, WorkersFailed
-from robustscale.run import Run, drafting, identity
+from robustscale.run import Run, drafting
 
 T = TypeVar("T")
 
@@ -58,18 +58,19 @@ def door(main: Callable[[], int | None], interrupted: str = "interrupted") -> No
         sys.exit(141)
 
 
-def parse_run(args: Sequence[str], prog: str, description: str, base: Run) -> Run:
-    """A Run from `[RECIPE] [--config FILE] [--run-name NAME] [overrides]`; `base` where neither is given.
+def parse_run(args: Sequence[str], prog: str, description: str, base: Run, beside: Collection[str] = ()) -> Run:
+    """A Run from `[RECIPE] [--config FILE] [--run-name NAME] [overrides]`; `base` where neither is given. `beside`:
+    the door's other options, one of which may have been meant.
 
     `--PATH NAME` for a component (objective, attack, threat, model, ...) exchanges it, before its fields are read.
     Raises InputError; `--help` prints every field of the choices made so far and exits.
     """
     with drafting():
-        run = _drafted(list(args), prog, description, base)
+        run = _drafted(list(args), prog, description, base, beside)
     return _here(decode(Run, encode(run)))
 
 
-def _drafted(rest: list[str], prog: str, description: str, base: Run) -> Run:
+def _drafted(rest: list[str], prog: str, description: str, base: Run, beside: Collection[str]) -> Run:
     if rest and not rest[0].startswith("-"):
         base = recipes.get(rest.pop(0))
     config = take_option(rest, "--config")
@@ -108,10 +109,10 @@ def _drafted(rest: list[str], prog: str, description: str, base: Run) -> Run:
     base = override(base, refused)
     if eps is not None:
         base = override_threats(base, {"eps": eps})
-    known = {"--help", "--threat", "--threat.eps", *_options(base)}
+    known = {"--help", "--threat", "--threat.eps", *options_of(base)}
     for option in (arg.partition("=")[0].replace("_", "-") for arg in rest if arg.startswith("--")):
         if option not in known:
-            raise unknown("option", option, sorted(known))
+            raise unknown("option", option, sorted(known.union(beside)))
     return parse(Run, rest, prog, description, base)
 
 
@@ -146,7 +147,7 @@ def _is_kind(source: str) -> bool:
     return source in kinds() and not Path(source, "train.beton").exists()
 
 
-def _options(value: Any, path: str = "--") -> Iterator[str]:
+def options_of(value: Any, path: str = "--") -> Iterator[str]:
     """Every option that sets a field of `value`."""
     for field in dataclasses.fields(value):
         option, part = path + field.name.replace("_", "-"), getattr(value, field.name)
@@ -156,7 +157,7 @@ def _options(value: Any, path: str = "--") -> Iterator[str]:
         yield from parts
         for inner, item in parts.items():
             if dataclasses.is_dataclass(item):
-                yield from _options(item, inner + ".")
+                yield from options_of(item, inner + ".")
 
 
 def take_at(args: list[str], position: int, option: str) -> str:
@@ -215,7 +216,7 @@ def _flags(target: Callable[..., Any]) -> list[str]:
     out = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
         tyro.cli(target, args=["--help"])
-    return sorted(set(re.findall(r"--[a-z][\w-]*", out.getvalue())))
+    return sorted(set(re.findall(r"--[a-z](?:[\w.-]*\w)?", out.getvalue())))
 
 
 def _with_path(message: str, args: Sequence[str]) -> str:
@@ -248,18 +249,6 @@ def read_file(path: Path) -> Run:
 
 def as_yaml(run: Run) -> str:
     return yaml.safe_dump(encode(run), sort_keys=False, allow_unicode=True)
-
-
-def difference(before: Run, now: Run) -> str:
-    """The first field in which two runs differ, for an error message."""
-
-    def walk(a: Any, b: Any, path: str) -> str | None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            found = (walk(a.get(k), b.get(k), f"{path}.{k}".lstrip(".")) for k in {**a, **b})
-            return next((f for f in found if f is not None), None)
-        return None if a == b else f"{path}: {a!r} there, {b!r} now"
-
-    return walk(identity(before), identity(now), "") or "none"
 
 
 def choices() -> str:

@@ -164,8 +164,7 @@ def _field(hint: Any, value: Any, path: str) -> Any:
     if structure is not None and not (value is None and type(None) in typing.get_args(hint)):
         return decode(structure, value, path)
     try:
-        config = pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
-        field = pydantic.TypeAdapter(hint, config=config).validate_python(value)
+        field = _adapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise InputError(f"{path}: {value!r} will not do: {reason}") from None
@@ -173,6 +172,12 @@ def _field(hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, bool) and not isinstance(field, bool):
         raise InputError(f"{path}: {value!r} will not do: Input should be a valid number")
     return field
+
+
+@functools.cache
+def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+    """Kept: to make one takes longer than all the rest of `decode`."""
+    return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
 
 
 def override(value: T, changes: typing.Mapping[str, Any], path: str = "") -> T:
@@ -267,6 +272,21 @@ def override_threats(value: T, change: typing.Mapping[str, Any]) -> T:
 
     # Below the root, which is no threat even where the run is called l2.
     return decode(type(value), {key: walk(part) for key, part in encode(value).items()})
+
+
+def exchange_threat(kind: type[T], value: T, old: Threat, new: Threat) -> T:
+    """A component of a kind with `new` in the place of every threat model in it that equals `old`; step sizes go along
+    as above."""
+    before, after = encode(old), encode(new)
+
+    def walk(data: Any) -> Any:
+        if isinstance(data, list):
+            return [walk(item) for item in data]
+        if not isinstance(data, dict):
+            return data
+        return dict(after) if data == before else _stepped(data, {key: walk(part) for key, part in data.items()})
+
+    return decode(kind, walk(encode(value)))
 
 
 def _stepped(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from robustscale import cli, recipes
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
-from robustscale.run import Run, identity, require_fit
+from robustscale.run import Run, difference, identity, require_fit
 
 PROG = "python -m robustscale.pretrain [RECIPE]"
 DESCRIPTION = """\
@@ -83,8 +83,7 @@ def _pretrain(run: Run, folder: RunFolder) -> int:
     if begun and (folder.path / "run.json").exists():
         before = folder.run()
         if identity(before) != identity(run):
-            difference = cli.difference(before, run)
-            raise InputError(f"{folder.path}: holds another run ({difference}); take another --run-name")
+            raise InputError(f"{folder.path}: holds another run ({difference(before, run)}); take another --run-name")
         if (folder.path / "result.json").exists():
             print(f"{folder.path}: this run is finished; take another --run-name for a new one")
             if not (folder.path / "README.md").exists():

@@ -45,6 +45,10 @@ class Data:
     held_out: float = 0.1
     """Share of the training set that is never trained on: selection and early stopping look at it, the test set is
     read once, at the end."""
+    share: float = 1.0
+    """Share of the training part that is trained on: one fixed choice of images, of which a smaller share takes a part.
+    The held-out part does not change with it, nor do mean and std, which stay those of the whole training part: runs
+    on different shares are compared on equal terms."""
     mean: tuple[float, ...] | Literal["dataset"] = "dataset"
     """The model's first layer subtracts this, per channel, in [0, 1] pixels; "dataset" computes it on the training
     part."""
@@ -62,6 +66,7 @@ class Data:
     def __post_init__(self) -> None:
         require(self.source.strip() != "", "source: is empty; digits, cifar10 or folder:PATH, for example")
         require(0 <= self.held_out < 1, f"held_out: {self.held_out!r} is outside [0, 1); it is a share of all images")
+        require(0 < self.share <= 1, f"share: {self.share!r} is outside (0, 1]; 1 trains on the whole training part")
         require(self.padding >= 0, f"padding: {self.padding} is negative")
         require(self.image_size is None or self.image_size >= 1, f"image_size: {self.image_size} is below 1")
         require(self.workers >= 0, f"workers: {self.workers} is negative; it counts loader threads")
@@ -109,6 +114,10 @@ class Evaluation:
         require(self.every >= 1, f"every: {self.every} is below 1; it is in epochs")
         require(self.batch_size >= 1, f"batch_size: {self.batch_size} is below 1")
         require(self.patience is None or self.patience >= 1, f"patience: {self.patience} is below 1; none is never")
+
+    def looks_after(self, epoch: int, epochs: int) -> bool:
+        """Whether the held-out part is looked at when so many epochs of all are finished."""
+        return epoch % self.every == 0 or epoch == epochs
 
     def require(self, setting: Setting) -> None:
         """Raise InputError for attacks that could not be judged, before there is anything to judge."""
@@ -310,6 +319,18 @@ def identity(run: Run) -> dict[str, object]:
         del encoded["data"][name]
     encoded["data"]["unlabelled"] = run.data.unlabelled is not None
     return encoded  # type: ignore[no-any-return]
+
+
+def difference(before: Run, now: Run) -> str:
+    """The first field in which two runs differ, for an error message."""
+
+    def walk(a: Any, b: Any, path: str) -> str | None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = (walk(a.get(k), b.get(k), f"{path}.{k}".lstrip(".")) for k in {**a, **b})
+            return next((f for f in found if f is not None), None)
+        return None if a == b else f"{path}: {a!r} there, {b!r} now"
+
+    return walk(identity(before), identity(now), "") or "none"
 
 
 def same_result(saved: Mapping[str, Any], run: Run) -> bool:

@@ -7,6 +7,7 @@ import json
 import pickle
 import resource
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.launch import require_answer
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
+from robustscale.errors import InputError
 from robustscale.models.network import build
 from robustscale.models.resnet_cifar import ResNetCifar
 from robustscale.run import Run
@@ -346,3 +349,11 @@ def test_a_shown_configuration_is_read_back(
         shown.append(capsys.readouterr().out)
         (tmp_path / "shown.yaml").write_text(shown[0])
     assert shown[0] == shown[1] and f"eps: {64 / 255}" in shown[0]
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once() -> None:
+    with pytest.raises(InputError, match=r"RAY_ADDRESS: nothing answers at 127\.0\.0\.1:1 "):
+        require_answer("127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        require_answer(f"ray://127.0.0.1:{server.getsockname()[1]}")
+    require_answer("auto")

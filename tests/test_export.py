@@ -227,3 +227,94 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), "--format", "onnx"])
     with pytest.raises(InputError, match="not a run's folder"):
         export.main()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("to", ["onnx", "torchscript"])
+def test_a_graph_takes_lambda_for_each_image(to: export.Format, tmp_path: Path) -> None:
+    model = Conditional(MODEL, dimensions=8)
+    network = build(model, SPEC, seed=5)
+    network(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 8))
+    output = tmp_path / f"net.{to}"
+    assert export.export_network(network, model, SPEC, to, output, lam_input=True) <= export.TOLERANCE
+    x, lam = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.0, 0.1, 0.62, 1.0])
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"images": x.numpy(), "lam": lam.numpy()})[0])
+    else:
+        found = torch.jit.load(str(output))(x, lam)
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(x, lam), atol=1e-5, rtol=0)
+        assert not torch.allclose(found, network(x, lam.flip(0)), atol=1e-3)
+
+
+def test_a_graph_that_forgets_lambda_is_found_out(network: Network) -> None:
+    told = build(Conditional(MODEL, dimensions=8), SPEC, seed=5).eval()
+    assert export.largest_difference(told, told, SPEC, lam_input=True) == 0
+    assert export.largest_difference(told, lambda x, lam: told(x, lam.clamp(min=0.01)), SPEC, lam_input=True) > 1e-5
+    assert export.largest_difference(told, lambda x, lam: told(x), SPEC, lam_input=True) > 1e-3
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> RunFolder:
+    model, folder = Conditional(MODEL, dimensions=8), RunFolder(tmp_path / "told")
+    network = build(model, SPEC, seed=5)
+    network(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 1, 8))
+    folder.write_run(Run(name="told", model=model))
+    facts = {"fingerprint": "f"}
+    folder.write("data.json", {"spec": SPEC._asdict(), "train": facts, "test": facts, "held_out": 1})
+    folder.save_weights("best", network)
+    folder.write("result.json", {"weights": "best"})
+    return folder
+
+
+def test_lambda_is_part_of_the_exported_model(told: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", str(told.path), "--format", "safetensors", "--lam", "0.2"])
+    export.main()
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model_file.load(told.path / "export" / "best-lam-0.2.safetensors")(x)
+        torch.testing.assert_close(found, told.network("best")(x, torch.full((3,), 0.2)), atol=1e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+def test_a_mixture_is_one_graph(told: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--format", "torchscript", "--mixed-with", str(told.path), "--alpha", "0.6", "--output"]
+    monkeypatch.setattr(sys, "argv", ["export", str(told.path), *options, str(told.path / "net.pt")])
+    export.main()
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = told.network("best")(x).log_softmax(1)
+        torch.testing.assert_close(torch.jit.load(str(told.path / "net.pt"))(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--lam", "1.5"], "lam: 1.5 is outside"),
+        (["--width", "0.5"], "not slimmable"),
+        (["--lam", "0.5", "--lam-input", "True"], "lam-input: is given at each call"),
+        (["--lam-input", "True"], "safetensors is no graph"),
+        (["--towards", "."], "towards, t: one says nothing"),
+        (["--alpha", "0.5"], "mixed-with, alpha: one says nothing"),
+        (["--mixed-with", ".", "--alpha", "0.5", "--lam", "0.5"], "of two runs each is read at its own"),
+        (["--mixed-with", "{told}", "--alpha", "0.5"], "safetensors holds one network, and a mixture is two"),
+        (["--mixed-with", "{told}", "--alpha", "2"], "alpha: 2.0 is outside"),
+        (["--towards", "{told}", "--t", "0.5"], "judge it: python -m robustscale.frontier --interpolate"),
+    ],
+)
+def test_a_point_that_is_none_is_refused(
+    told: RunFolder, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [option.format(told=told.path) for option in options]
+    monkeypatch.setattr(sys, "argv", ["export", str(told.path), "--format", "safetensors", *given])
+    with pytest.raises(InputError) as error:
+        export.main()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_that_is_told_nothing_takes_no_lambda(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for option in (["--lam", "0.5"], ["--lam-input", "True"]):
+        monkeypatch.setattr(sys, "argv", ["export", str(folder.path), "--format", "onnx", *option])
+        with pytest.raises(InputError, match="not conditional"):
+            export.main()

@@ -56,6 +56,11 @@ class Mixture(Combined):
     ) -> Tensor:
         return on_rows(self.attacks, split(noise, self._shares()), score, x, noise, on_step)
 
+    def outcomes(self) -> tuple[tuple[float, Attack], ...]:
+        """(share, attack): what an example costs where each attack runs on its rows alone. A score that is given the
+        whole batch by each costs more."""
+        return tuple(zip(self._shares(), self.attacks, strict=True))
+
     def _shares(self) -> tuple[float, ...]:
         return (1 / len(self.attacks),) * len(self.attacks) if self.shares is None else self.shares
 

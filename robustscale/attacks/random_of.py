@@ -64,5 +64,11 @@ class RandomOf(Combined):
         rows = [(choice == number).nonzero().squeeze(1) for number in range(len(self.attacks))]
         return on_rows(self.attacks, rows, score, x, noise, on_step)
 
+    def outcomes(self) -> tuple[tuple[float, Attack], ...]:
+        """(probability, the attack that was drawn). It says what an example costs but where each draws for itself and a
+        score is given the whole batch by each attack, which costs more."""
+        weights = self._weights()
+        return tuple((w / sum(weights), attack) for w, attack in zip(weights, self.attacks, strict=True))
+
     def _weights(self) -> tuple[float, ...]:
         return (1.0,) * len(self.attacks) if self.weights is None else self.weights

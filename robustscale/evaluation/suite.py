@@ -122,7 +122,7 @@ def default_suite(
     if "pgd" in kinds:
         more += [Attacker(PGD(ball, steps=20)) for ball in (threat, other)]
     if "apgd" in kinds:
-        more += _apgd(threat, data.classes, randomised, notes)
+        more += apgd_attackers(threat, data.classes, randomised, notes)
     if "cw" in kinds:
         more += _cw(threat if isinstance(threat, L2) else other, randomised, notes)
     sweep: dict[float, Attacker] = {}
@@ -161,13 +161,16 @@ def _balls(threat: Threat, data: DataSpec, linf: float | None, l2: float | None)
     return threat, other, [*notes, f"{threat_text(other)}: {why}"]
 
 
-def _apgd(threat: Threat, classes: int, randomised: bool, notes: list[str]) -> list[Attacker]:
-    """Cross entropy, and DLR as far as there are classes enough for it."""
-    attackers = [Attacker(APGD(threat))]
+def apgd_attackers(
+    threat: Threat, classes: int, randomised: bool, notes: list[str], steps: int = 100
+) -> list[Attacker]:
+    """Cross entropy, and DLR as far as there are classes enough for it, not averaged over draws."""
+    apgd = APGD(threat, steps)
+    attackers = [Attacker(apgd)]
     if randomised and classes >= 3:
-        attackers.append(Attacker(APGD(threat), Goal(loss="dlr")))
+        attackers.append(Attacker(apgd, Goal(loss="dlr")))
     elif not randomised and classes >= 4:
-        attackers.append(Attacker(APGD(threat), Goal(loss="dlr"), targets=min(TARGETS, classes - 1)))
+        attackers.append(Attacker(apgd, Goal(loss="dlr"), targets=min(TARGETS, classes - 1)))
     else:
         notes.append(f"apgd: with {classes} classes there is no DLR, which divides by a spread of 3 or 4 logits")
     return attackers

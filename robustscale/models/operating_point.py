@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import nn
+
 from robustscale.errors import InputError
-from robustscale.models.conditional import Conditional
-from robustscale.models.slimmable import Slimmable
+from robustscale.models.conditional import Conditional, ConditionalNetwork
+from robustscale.models.slimmable import Slimmable, at_width
 from robustscale.types import Model
 
 
@@ -20,6 +24,22 @@ def at_point(model: Model, *, lam: float | None = None, width: float | None = No
     if lam is not None:
         model = _set(model, Conditional, "lam", lam)
     return model if width is None else _set(model, Slimmable, "width", width)
+
+
+@contextmanager
+def read_at(network: nn.Module, *, lam: float | None = None, width: float | None = None) -> Iterator[None]:
+    """While the block runs, a built network answers as one that was built from `at_point`, so that its weights are
+    loaded once for many points. Raises InputError where it has no such knob."""
+    with ExitStack() as stack:
+        if width is not None:
+            stack.enter_context(at_width(network, width))
+        if lam is not None:
+            conditional = next((m for m in network.modules() if isinstance(m, ConditionalNetwork)), None)
+            if conditional is None:
+                raise InputError("lam: the network is not conditional, so there is none to choose; leave it out")
+            stack.callback(setattr, conditional, "lam", conditional.lam)
+            conditional.lam = lam
+        yield
 
 
 def point_name(*, lam: float | None = None, width: float | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class Awp(Objective):
         require(self.gamma > 0, f"gamma: {self.gamma!r} is not positive; 0.01 for AT, 0.005 for TRADES")
         require(0 <= self.start < 1, f"start: {self.start!r} is outside [0, 1); it is a share of training")
         require(not isinstance(self.objective, Awp), "objective: awp inside awp; raise gamma for a larger perturbation")
+
+    def outcomes(self) -> tuple[tuple[float, Objective], ...]:
+        """(share of training, what is then descended)."""
+        return ((self.start, self.objective), (1 - self.start, replace(self, start=0.0))) if self.start > 0 else ()
 
     def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Any:
         return self.objective.perturb(model, batch, at)

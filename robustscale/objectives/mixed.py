@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from robustscale.fields import require
 from robustscale.losses import cross_entropy
 from robustscale.noise import Noise
 from robustscale.types import Attack, Batch, Loss, Objective, Progress
+
+_NONE = 1e-12
+"""A share that gives no image of any batch to its side."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Mixed(Objective):
     @abstractmethod
     def sides(self) -> tuple[tuple[Attack, Goal], tuple[Attack, Goal]]:
         """Attack and goal of the share, and of the rest."""
+
+    def outcomes(self) -> tuple[tuple[float, Mixed], ...]:
+        """(share, the objective with all images on that side)."""
+        if not _NONE < self.share < 1 - _NONE:
+            return ()
+        return (self.share, replace(self, share=1 - _NONE)), (1 - self.share, replace(self, share=_NONE))
 
     def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Tensor:
         noise = Noise.of(at.seed, batch.index, "attack", at.step)

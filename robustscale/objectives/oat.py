@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -70,6 +70,17 @@ class Oat(Objective):
             f"lambdas: {self.lambdas!r} reach beyond {low:g} to {high:g}, which the network encodes; "
             "set model.lambdas to the same values",
         )
+
+    def outcomes(self) -> tuple[tuple[float, Oat], ...]:
+        """(probability, the objective whose every image has drawn alike), as far as the cost differs: λ = 0 or not.
+
+        Where it is 0 the batch's first image alone is attacked, which no further one pays for: one step will do.
+        """
+        positive = tuple(lam for lam in self.lambdas if lam > 0)
+        share = len(positive) / len(self.lambdas)
+        if share in (0, 1):
+            return ()
+        return (share, replace(self, lambdas=positive)), (1 - share, replace(self, lambdas=(0.0,), attack=PGD(steps=1)))
 
     def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Found:
         lam = self._draw(batch, at)

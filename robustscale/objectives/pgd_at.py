@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -38,6 +38,12 @@ class PgdAt(Objective):
 
     def __post_init__(self) -> None:
         require(0 <= self.beta <= 1, f"beta: {self.beta!r} is outside [0, 1]; it is the share of the clean loss")
+
+    def outcomes(self) -> tuple[tuple[float, PgdAt], ...]:
+        """(probability, the objective of a batch that has drawn its side)."""
+        if not self.natural_batches or self.beta in (0, 1):
+            return ()
+        return (self.beta, replace(self, beta=1.0)), (1 - self.beta, replace(self, beta=0.0))
 
     def perturb(self, model: nn.Module, batch: Batch, at: Progress) -> Tensor:
         if self._natural_share(at) == 1:

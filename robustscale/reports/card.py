@@ -125,6 +125,8 @@ def _selection(run: Run, data: Mapping[str, Any], result: Mapping[str, Any]) -> 
             f"`{result['weights']}` weights: of {chosen}, epoch {result['epoch']} of {run.epochs}, "
             f"step {result['step']}{scored}."
         )
+    if run.data.share < 1:
+        how += f" Of the training part, {100 * run.data.share:.3g} % was trained on."
     return f"## Selection\n\n{how} The test set was read once, after training, and chose nothing."
 
 

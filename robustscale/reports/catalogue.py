@@ -24,8 +24,11 @@ DEFENCES = {
     "robustscale.evaluation.noise_defence": "`--noise`, `--noise-draws` 1",
     "robustscale.evaluation.smoothing": "`--sigma`, `--n0` 100, `--n` 100000, `--alpha` 0.001",
     "robustscale.evaluation.forensics": "`--attacks`, `--eps`, `--eps-l2`, `--images` 500",
+    "robustscale.models.interpolation": "`--interpolate`, `--at` 0:1:11",
+    "robustscale.models.output_mixture": "`--mix`, `--at` 0:1:11",
 }
 """Where each is, and the options of its command."""
+DEFENCES_HOME = "`robustscale/evaluation/`, and of two networks together `robustscale/models/`, one file each."
 
 
 HEAD = "| method | equation and source | knobs | use it | what breaks it |\n| --- | --- | --- | --- | --- |"
@@ -65,9 +68,7 @@ def catalogue() -> str:
         parts.append("\n".join([f"## {title}\n\n{where}\n", HEAD, *rows, ""]))
     modules = {importlib.import_module(name): options for name, options in DEFENCES.items()}
     rows = [_row(module.__name__.rpartition(".")[2], entry(module), options) for module, options in modules.items()]
-    parts.append(
-        "\n".join(["## Defences at inference\n\n`robustscale/evaluation/`, one file each.\n", HEAD, *rows, ""])
-    )
+    parts.append("\n".join([f"## Defences at inference\n\n{DEFENCES_HOME}\n", HEAD, *rows, ""]))
     return "\n".join(parts)
 
 

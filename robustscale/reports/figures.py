@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color/
 BLUE, VERMILLION, GREEN, ORANGE, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#000000"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
 DPI = 120
 
 

@@ -17,6 +17,9 @@ from robustscale.reports.confusion import draw_confusion, forensics_table
 from robustscale.reports.curves import draw_curves
 from robustscale.reports.eps_curve import draw_eps_curve
 from robustscale.reports.figures import source_name
+from robustscale.reports.frontier_page import frontier_page
+from robustscale.reports.frontier_plot import draw_frontier
+from robustscale.reports.frontier_table import frontier_table
 from robustscale.reports.gallery import draw_gallery
 from robustscale.reports.tables import attacker_of, evaluation_table, result_table
 from robustscale.run import Run
@@ -69,3 +72,12 @@ def finish_forensics(folder: RunFolder) -> None:
     draw_confusion(run, result, folder.path / "forensics" / "confusion.png")
     forensics_table(run, result)
     print(f"\n{folder.path / 'forensics'}/")
+
+
+def finish_frontier(folder: RunFolder, found: dict[str, Any]) -> None:
+    """Write frontier.json and frontier.html, draw frontier.png; print the table."""
+    folder.write("frontier.json", found)
+    publish(folder.path / "frontier.html", frontier_page(found).encode())
+    draw_frontier(found, folder.path / "frontier.png")
+    frontier_table(found, folder.path / "frontier.html")
+    print(f"\n{folder.path}/")

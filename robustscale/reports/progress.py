@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -53,8 +54,56 @@ class Pace:
         return f"{duration(max(0.0, seconds - (self.clock() - self.seen)))} left"
 
 
-class Display:
-    """Shows the records of a run as they come; a context manager. `update` may be called from several threads.
+class Screen(ABC):
+    """Shows records as they come: a picture that is kept current on a terminal, lines anywhere else. A context manager;
+    `update` may be called from several threads. Another one says what a record changes, and draws the picture."""
+
+    def __init__(self, title: str, file: TextIO | None, interval: float, clock: Callable[[], float]) -> None:
+        """Between two lines that nobody needs at once, `interval` seconds."""
+        self.title, self.interval, self.clock = title, interval, clock
+        self.console = Console(file=file or sys.stdout, highlight=False)
+        self.lock = threading.Lock()
+        self.live: Live | None = None
+        self.last_line = -float("inf")
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.live = Live(console=self.console, transient=True, get_renderable=self._picture, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        with self.lock:
+            self._take(record)
+
+    @abstractmethod
+    def _take(self, record: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def _picture(self) -> RenderableType: ...
+
+    def _due(self, now: bool = False) -> bool:
+        """Whether to print a line of what a terminal's picture shows anyway: `now`, or `interval` after the last."""
+        if self.live is not None or not (now or self.clock() - self.last_line >= self.interval):
+            return False
+        self.last_line = self.clock()
+        return True
+
+    def _line(self, text: str) -> None:
+        prefix = f"[{self.title}] " if self.title else ""
+        if self.live is not None:
+            self.console.print(Text(prefix + text))
+        else:
+            print(prefix + text, file=self.console.file, flush=True)
+
+
+class Display(Screen):
+    """Shows the records of a run.
 
     It takes the records of metrics.jsonl, {"event": "note", "message"}, and any record with "done" and "total", such
     as {"event": "judge", "attack", "done", "total"}. An epoch that comes again after a restart is not shown again.
@@ -70,40 +119,24 @@ class Display:
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total_epochs, self.total_steps, self.title = total_epochs, total_steps, title
-        self.interval, self.clock = interval, clock
-        self.console = Console(file=file or sys.stdout, highlight=False)
-        self.lock = threading.Lock()
+        super().__init__(title, file, interval, clock)
+        self.total_epochs, self.total_steps = total_epochs, total_steps
         self.pace = Pace(clock)
-        self.live: Live | None = None
         self.label = ""
         self.figures: list[str] = []
         self.held_out: list[str] = []
         self.last_epoch = 0
-        self.last_line = -float("inf")
 
-    def __enter__(self) -> Display:
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.live = Live(console=self.console, transient=True, get_renderable=self._picture, refresh_per_second=4)
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
-
-    def update(self, record: Mapping[str, Any]) -> None:
-        with self.lock:
-            event = record["event"]
-            if event == "step":
-                self._step(record)
-            elif event == "epoch":
-                self._epoch(record)
-            elif "done" in record and "total" in record:
-                self._part(record)
-            else:
-                self._line(str(record.get("message", event)))
+    def _take(self, record: Mapping[str, Any]) -> None:
+        event = record["event"]
+        if event == "step":
+            self._step(record)
+        elif event == "epoch":
+            self._epoch(record)
+        elif "done" in record and "total" in record:
+            self._part(record)
+        else:
+            self._line(str(record.get("message", event)))
 
     def _step(self, record: Mapping[str, Any]) -> None:
         total = record.get("total_steps") or self.total_steps or record["step"]
@@ -138,18 +171,10 @@ class Display:
         self._maybe_line(finished=record["done"] == record["total"])
 
     def _maybe_line(self, finished: bool = False) -> None:
-        if self.live is None and (finished or self.clock() - self.last_line >= self.interval):
-            self.last_line = self.clock()
+        if self._due(finished):
             left = self.pace.left()
             share = [] if self.pace.phase == "step" else [self.pace.share()]
             self._line("  ".join([" ".join([self.label, *share]), *self.figures, *([left] if left else [])]))
-
-    def _line(self, text: str) -> None:
-        prefix = f"[{self.title}] " if self.title else ""
-        if self.live is not None:
-            self.console.print(Text(prefix + text))
-        else:
-            print(prefix + text, file=self.console.file, flush=True)
 
     def _picture(self) -> Group:
         bar = Table.grid(padding=(0, 1))

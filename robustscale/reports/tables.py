@@ -16,7 +16,7 @@ from robustscale.reports.progress import percent
 from robustscale.run import Run
 from robustscale.types import Attack
 
-Row = tuple[str, str, str]
+Row = tuple[str, ...]
 
 COLUMNS = ("", "accuracy", "95 % interval")
 BOUND = "RA is an upper bound: a stronger attack can only lower it."
@@ -102,26 +102,30 @@ def evaluation_table(
     show(title, rows, notes, file)
 
 
-def show(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO | None = None) -> None:
+def show(
+    title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO | None = None, columns: Row = COLUMNS
+) -> None:
     """A drawn table on a terminal; aligned plain text elsewhere, whose lines a log does not break."""
     file = file or sys.stdout
     if file.isatty():
-        _show_drawn(title, rows, notes, file)
+        _show_drawn(title, rows, notes, file, columns)
         return
-    widths = [max(len(row[i]) for row in (COLUMNS, *rows)) for i in range(3)]
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
     lines = [title]
-    lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in (COLUMNS, *rows)]
+    for first, *rest in (columns, *rows):
+        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(["", f"{first:<{widths[0]}}", *cells]))
     lines += [f"  {note}" for note in notes]
     print("\n".join(lines), file=file, flush=True)
 
 
-def _show_drawn(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO) -> None:
+def _show_drawn(title: str, rows: Sequence[Row], notes: Sequence[str], file: TextIO, columns: Row) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left")
-    for number, column in enumerate(COLUMNS):
+    for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from data_loaders.splits import Splits
 from data_loaders.write import write
 from robustscale.config import override
+from robustscale.engine.backend import LocalBackend
 from robustscale.errors import InputError
-from robustscale.run import Run
+from robustscale.run import Run, identity, same_result
 from tests.data_loaders.conftest import source_of
 
 
@@ -46,3 +48,61 @@ def test_every_row_is_trained_on_or_held_out_whatever_the_seed(
     assert len(first.held_out) == 3
     assert sorted([*first.train, *first.held_out]) == list(range(30))
     assert np.array_equal(first.held_out, second.held_out)
+
+
+def of_share(path: Path, share: float, **changes: object) -> Splits:
+    return Splits.of(override(Run(), {"batch_size": 8, "shards": 2, "data": {"share": share}, **changes}), path, path)
+
+
+def test_a_smaller_share_takes_a_part_of_a_larger_one(
+    tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    path = beton(tmp_path / "train.beton", list(digits[0]))
+    quarter, half, whole = (of_share(path, share) for share in (0.25, 0.5, 1.0))
+    assert [len(splits.train) for splits in (quarter, half, whole)] == [7, 14, 27]
+    assert set(quarter.train) < set(half.train) < set(whole.train)
+    assert np.array_equal(half.train, of_share(path, 0.5, seed=1).train)
+    assert np.array_equal(whole.train, Splits.of(override(Run(), {"batch_size": 8, "shards": 2}), path, path).train)
+
+
+def test_share_leaves_what_trials_are_compared_by(
+    tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    path = beton(tmp_path / "train.beton", list(digits[0]))
+    run = override(Run(), {"batch_size": 8, "shards": 2, "data": {"share": 0.5}})
+    half, whole = of_share(path, 0.5), of_share(path, 1.0)
+    assert np.array_equal(half.held_out, whole.held_out)
+    assert half.spec(run) == whole.spec(run)
+    pixels = np.stack([digits[0][row] for row in whole.train]) / 255
+    assert half.spec(run).mean == pytest.approx((pixels.mean(),))
+    loader = half.loader(run, "train", LocalBackend())
+    seen = torch.cat([share.batch.index for share in loader.epoch(0)])
+    assert sorted(seen.tolist()) == half.train.tolist()
+
+
+@pytest.mark.parametrize(
+    "share, message",
+    [(0.01, "data.share 0.01 of 27 images is none; raise it"), (0.04, "1 images are too few.*or raise data.share")],
+)
+def test_too_small_a_share_is_refused(
+    tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]], share: float, message: str
+) -> None:
+    path = beton(tmp_path / "train.beton", list(digits[0]))
+    with pytest.raises(InputError, match=message):
+        of_share(path, share)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5])
+def test_a_share_is_a_part(share: float) -> None:
+    with pytest.raises(InputError, match=r"data\.share: .* is outside \(0, 1\]"):
+        override(Run(), {"data": {"share": share}})
+
+
+def test_share_determines_the_result_and_older_runs_have_all_of_it() -> None:
+    run, half = Run(), override(Run(), {"data": {"share": 0.5}})
+    older = identity(run)
+    assert isinstance(older["data"], dict)
+    assert older["data"].pop("share") == 1
+    assert same_result(older, run)
+    assert not same_result(older, half)
+    assert identity(half) != identity(run)

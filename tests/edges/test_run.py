@@ -163,3 +163,12 @@ def test_without_a_cluster_a_run_starts_one_and_shuts_down_that_one_alone(
     with socket.socket() as gone, socket.socket() as there:
         assert gone.connect_ex((own[1], int(own[2]))) != 0
         assert there.connect_ex(("127.0.0.1", int(session))) == 0
+
+
+def test_two_clusters_of_its_own_in_one_process() -> None:
+    """As `frontier --from-run RUN --beside OTHER` starts them, one after the other: each has a secret, and Ray reads
+    that once in a process."""
+    code = "from cluster.launch import ray_cluster; from robustscale.run import Cluster\n"
+    code += "for _ in range(2):\n    with ray_cluster(Cluster(workers=1), print):\n        pass\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

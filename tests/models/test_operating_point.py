@@ -6,7 +6,7 @@ import torch
 from robustscale.errors import InputError
 from robustscale.models.conditional import Conditional
 from robustscale.models.network import build
-from robustscale.models.operating_point import at_point, point_name
+from robustscale.models.operating_point import at_point, point_name, read_at
 from robustscale.models.resnet import ResNet
 from robustscale.models.slimmable import Slimmable, at_width
 from robustscale.types import DataSpec
@@ -44,3 +44,18 @@ def test_what_the_network_has_not_is_refused(change: dict[str, float], says: str
         at_point(MODEL, **change)
     with pytest.raises(InputError, match="leave it out"):
         at_point(ResNet(), **change)
+
+
+@pytest.mark.parametrize("lam, width", [(0.0, None), (0.2, 0.5), (None, 0.75)])
+def test_a_network_in_memory_is_read_as_one_built_there(lam: float | None, width: float | None) -> None:
+    network = build(MODEL, SPEC).eval()
+    there = build(at_point(MODEL, lam=lam, width=width), SPEC).eval()
+    there.load_state_dict(network.state_dict())
+    x = torch.linspace(0, 1, 3 * 64).view(3, 1, 8, 8)
+    with torch.no_grad():
+        before = network(x)
+        with read_at(network, lam=lam, width=width):
+            assert torch.equal(network(x), there(x))
+        assert torch.equal(network(x), before)
+    with pytest.raises(InputError, match="not conditional"), read_at(build(ResNet(18, width=1 / 16), SPEC), lam=0.5):
+        pass

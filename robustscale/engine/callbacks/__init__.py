@@ -1,2 +1,2 @@
-"""Callbacks of the training loop, one a file. Order: averaging, monitor, log, checkpointing (which saves the
-state of all)."""
+"""Callbacks of the training loop, one a file. Order: averaging, monitor, cost (of a search's trials), log,
+checkpointing (which saves the state of all)."""

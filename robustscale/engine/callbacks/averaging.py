@@ -12,9 +12,10 @@ from robustscale.engine.averaging import Newest
 from robustscale.engine.callback import Callback
 from robustscale.engine.step import shards_of
 from robustscale.engine.trainer import Trainer
-from robustscale.noise import Noise, drawing
+from robustscale.models.statistics import norms, reestimate
+from robustscale.noise import Noise
 from robustscale.run import Run
-from robustscale.types import Averaging, Share
+from robustscale.types import Averaging
 
 
 class Averager(Callback):
@@ -59,7 +60,7 @@ class Averager(Callback):
         """Weights, and BatchNorm's statistics. Not the vectors of spectral normalisation: a mean of unit vectors is
         shorter than one, so that every layer would be let through larger than it says."""
         yield from self.network.parameters()
-        for m in _norms(self.network):
+        for m in norms(self.network):
             yield from (b for b in m.buffers(recurse=False) if b.is_floating_point())
 
     def after_epoch(self, trainer: Trainer) -> None:
@@ -75,43 +76,18 @@ class Averager(Callback):
     def _share(self, trainer: Trainer) -> float:
         return self.averaging.share(trainer.step, trainer.total_steps, trainer.loader.num_batches)
 
-    @torch.no_grad()
     def _reestimate(self, trainer: Trainer) -> None:
-        """BatchNorm's statistics: the mean of those of each batch of the epoch just trained on, or of each shard with
-        deterministic reduction, added up in a fixed order."""
-        norms = [m for m in _norms(self.network) if m.running_mean is not None]
-        statistics = [b for m in norms for b in m.buffers(recurse=False) if b.is_floating_point()]
-        if not norms:
-            return
-        before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
-        self.network.eval()
-        for m in norms:
-            m.train()
-            # So that running statistics are the last batch's. Its number would depend on the number of workers.
-            m.momentum, m.num_batches_tracked = 1.0, None
-        total, count = torch.zeros((), dtype=torch.float64, device=trainer.backend.device), 0
-        for share in trainer.loader.epoch(trainer.epoch - 1):
-            for row in trainer.backend.gather(self._rows(share, statistics, trainer)).flatten(0, 1):
-                total, count = total + row.double(), count + 1
-        for buffer, mean in zip(statistics, (total / count).split([b.numel() for b in statistics]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
-        for m, momentum, number in before:
-            m.momentum, m.num_batches_tracked = momentum, number
+        """On the epoch just trained on, batch by batch, or shard by shard with deterministic reduction."""
+        by_shard = trainer.run.reduction == "deterministic"
+        shares = trainer.loader.epoch(trainer.epoch - 1)
+        parts = (shards_of(share) if by_shard else [share.batch] for share in shares)
 
-    def _rows(self, share: Share, statistics: list[Tensor], trainer: Trainer) -> Tensor:
-        """(parts, all statistics): of each part of this worker's share."""
-        rows = []
-        for batch in shards_of(share) if trainer.run.reduction == "deterministic" else [share.batch]:
-            with drawing(Noise.of(trainer.run.seed, batch.index, "statistics", trainer.epoch)):
-                self.network(batch.x)
-            rows.append(torch.cat([b.flatten() for b in statistics]))
-        return torch.stack(rows)
+        def noise(index: Tensor) -> Noise:
+            return Noise.of(trainer.run.seed, index, "statistics", trainer.epoch)
+
+        reestimate(self.network, parts, trainer.backend, noise)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
-
-
-def _norms(network: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]

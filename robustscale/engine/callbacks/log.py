@@ -17,10 +17,10 @@ class Log(Callback):
 
     def __init__(self, folder: RunFolder, emit: Callable[[dict[str, Any]], None]) -> None:
         self.folder, self.emit = folder, emit
+        self.writing = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self.writing = trainer.backend.rank == 0
-        if not self.writing:
+        if trainer.backend.rank > 0:
             return
         from torch.utils.tensorboard import SummaryWriter
 
@@ -28,6 +28,7 @@ class Log(Callback):
         publish(self.folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.file = self.folder.metrics.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step + 1)
+        self.writing = True
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.reported:
@@ -37,6 +38,10 @@ class Log(Callback):
         self._write(trainer.record)
 
     def on_fit_end(self, trainer: Trainer) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """However training ended: a process may live on, and train another run."""
         if self.writing:
             self.file.close()
             self.tensorboard.close()

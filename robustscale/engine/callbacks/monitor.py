@@ -21,7 +21,7 @@ class Monitor(Callback):
 
     def after_epoch(self, trainer: Trainer) -> None:
         evaluation = self.run.evaluation
-        if self.held_out is None or (trainer.epoch % evaluation.every and trainer.epoch != self.run.epochs):
+        if self.held_out is None or not evaluation.looks_after(trainer.epoch, self.run.epochs):
             return
         attackers = {"monitor": Attacker(evaluation.monitor, evaluation.goal)}
         examples = judge(
