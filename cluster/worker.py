@@ -76,7 +76,8 @@ def _train(
     if run.reduction == "deterministic":
         # Without it cuBLAS is not deterministic, and torch refuses each matrix product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    # Said either way: the process may have trained another run before.
+    torch.use_deterministic_algorithms(run.reduction == "deterministic")
     network = build(run.model, splits.spec(run), run.seed, starting=True)
     held_out = splits.loader(run, "held_out", backend) if len(splits.held_out) else None
     monitor = Monitor(run, folder, held_out)

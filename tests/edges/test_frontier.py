@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def test_a_signal_ends_a_search_of_its_own_cluster_with_one_line(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell has those in its background ignore it, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 200
     while not records(sweep, "rung"):
@@ -168,7 +171,8 @@ def test_a_finalist_that_cannot_be_judged_is_told_of_and_tried_again(
     sweep = tmp_path / "digits-frontier"
     (judged,) = records(sweep, "judged")
     ledger = sweep / "ledger.jsonl"
-    ledger.write_text("".join(line for line in ledger.open() if '"judged"' not in line))
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(line for line in lines if '"judged"' not in line))
     weights = sweep / "trials" / judged["trial"] / "weights" / "last.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:100])
