@@ -25,9 +25,9 @@ class MoAsha(FIFOScheduler):
 
     Rungs stand at grace_period * reduction_factor^k < max_t. With its first report at or after a rung, of a jump the
     highest, a trial joins those recorded there, n with itself, and goes on if it is among the best
-    floor(n / reduction_factor) by `pareto.order`; nobody waits for anybody. The paper promotes; this is the stopping
-    variant, as in Syne Tune, which needs no checkpoint. Within a front both take an epsilon-net, which depends on how
-    the metrics are scaled; here it is the hypervolume that a trial adds, which does not.
+    floor(n / reduction_factor) by `pareto.order`; nobody waits for anybody. This is the stopping
+    variant, as in Syne Tune's code, which needs no checkpoint. Within a front that takes an epsilon-net, which depends
+    on how the metrics are scaled; here it is the hypervolume that a trial adds, which does not.
 
     - Of fewer than reduction_factor there is no such share yet: a trial goes on unless another dominates it, for little
       but the reference tells two ends of a frontier apart. Ray's ASHA lets the first go on, and then what reaches a
