@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import ray_cluster
+from cluster.ray_cluster import ray_cluster
 from robustscale import recipes
 from robustscale.errors import InputError
 from robustscale.run import Cluster, Evaluation, Run

@@ -16,7 +16,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.launch import Show, launch
+from cluster.attempt import Show
+from cluster.launch import launch
 from robustscale.config import encode
 from robustscale.engine.folder import RunFolder
 from robustscale.evaluation.joined_runs import kept_weights, require_same_data, require_same_model

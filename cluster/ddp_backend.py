@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.group import Group
+from robustscale.engine.updater import Plain
+from robustscale.run import Run
 
-class DdpBackend:
-    """One rank of a data-parallel group; gloo on CPUs, NCCL on GPUs."""
+
+class DdpBackend(Group):
+    """One rank of a data-parallel group with whole weights, gradients and optimizer state."""
 
     def __init__(self, cpu: bool) -> None:
         self.accelerator = Accelerator(cpu=cpu)
-        self.rank = self.accelerator.process_index
-        self.world = self.accelerator.num_processes
-        self.device = self.accelerator.device
+        super().__init__(self.accelerator.device)
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        wrapped: Any = self.accelerator.prepare_model(model)
-        if self.world > 1 and not isinstance(wrapped, DistributedDataParallel):
+    def updater(self, network: nn.Module, run: Run) -> Plain:
+        if self.world == 1:
+            return Plain("ddp", network, network, run)
+        return Plain("ddp", network, self._wrap(network, run), run)
+
+    def _wrap(self, network: nn.Module, run: Run) -> nn.Module:
+        wrapped: Any = self.accelerator.prepare_model(network)
+        if not isinstance(wrapped, DistributedDataParallel):
             raise RuntimeError(f"Accelerate wrapped the model as {type(wrapped).__name__}, not DDP")
         # The training step averages buffers once a step; DDP must not broadcast rank 0's at every forward. Set here
         # because the constructor's name for it changed in torch 2.13, and this attribute did not.
         wrapped.broadcast_buffers = False
-        return cast(nn.Module, wrapped)
+        if run.compression != "none":
+            wrapped.register_comm_hook(None, _compression(run.compression))
+        return wrapped
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
 
-    def mean_(self, tensors: list[Tensor]) -> None:
-        if self.world == 1 or not tensors:
-            return
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(part.view_as(t))
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+def _compression(kind: str) -> Callable[[Any, Any], torch.futures.Future[Tensor]]:
+    hook = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}[kind]
+    # Not the hook itself: DDP refuses one of bf16's name without NCCL, and gloo sums bf16 as well.
+    return lambda group, bucket: hook(group, bucket)

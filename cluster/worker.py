@@ -7,14 +7,15 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.ddp_backend import DdpBackend
+from cluster.beats import Beats
+from cluster.gauges import Gauges
 from cluster.report import Report
 from data_loaders.splits import Splits
 from data_loaders.write import ensure
@@ -26,8 +27,9 @@ from robustscale.engine.callbacks.checkpointing import Checkpointing
 from robustscale.engine.callbacks.cost import Cost
 from robustscale.engine.callbacks.log import Log, read_lines
 from robustscale.engine.callbacks.monitor import Monitor
-from robustscale.engine.checkpoint import Store
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.mirror import Which
+from robustscale.engine.rehearsal import rehearse
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
 from robustscale.evaluation.certify import certify_run
@@ -44,10 +46,14 @@ Emit = Callable[[dict[str, Any]], None]
 def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
     splits = Splits.of(run, *ensure(run.data))
     splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
-    trainer = _train(run, folder, splits, backend, emit, [Report()])
+    with contextlib.closing(Gauges(run, options.get("restarts", 0))) as gauges:
+        # Not in a process alone, of which Ray knows nothing.
+        trainer = _train(run, folder, splits, backend, emit, [Report(), gauges] if Beats.here else [])
     which = run.evaluation.report if len(splits.held_out) else "last"
     emit({"event": "note", "message": f"reading the test set once, with the {which} weights"})
-    read_test_set(run, folder, which, splits.loader(run, "test", backend), backend, emit, trainer.timer.seconds)
+    facts = {"engine": trainer.train_step.updater.engine, "skipped_steps": trainer.skipped}
+    test = splits.loader(run, "test", backend)
+    read_test_set(run, folder, which, test, backend, emit, trainer.timer.seconds, facts)
 
 
 def trial(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
@@ -81,10 +87,14 @@ def _train(
     network = build(run.model, splits.spec(run), run.seed, starting=True)
     held_out = splits.loader(run, "held_out", backend) if len(splits.held_out) else None
     monitor = Monitor(run, folder, held_out)
-    checkpointing = Checkpointing(run, Store(folder.checkpoints, run.checkpoints.keep), emit)
-    with contextlib.closing(Log(folder, emit)) as log:
-        callbacks = [*Averager.of(run), monitor, *more, log, checkpointing]
+    store = folder.store(run.checkpoints.keep, run.checkpoints.keep_best)
+    checkpointing = Checkpointing(run, store, emit)
+    with contextlib.closing(Log(folder, emit)) as log, contextlib.closing(checkpointing):
+        beats = [Beats.here] if Beats.here is not None else []
+        callbacks = [*beats, *Averager.of(run), monitor, *more, log, checkpointing]
         trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
+        trainer.lr_scale = run.divergence.rollback_lr ** len(folder.rollbacks())
+        rehearse(trainer.train_step, splits.spec(run), len(splits.held_out))
         trainer.fit()
     return trainer
 
@@ -143,7 +153,8 @@ TASKS = {task.__name__: task for task in (pretrain, trial, evaluate, certify, ps
 def main(config: Mapping[str, Any]) -> None:
     """Ray Train's entry on each rank."""
     torch.set_num_threads(config["threads"])
-    backend = DdpBackend(cpu=not config["gpu"])
+    cluster = decode(Run, config["run"]).cluster
+    backend = _backend(cluster.engine, cpu=not config["gpu"])
     board = config["board"]
 
     def emit(record: dict[str, Any]) -> None:
@@ -152,7 +163,23 @@ def main(config: Mapping[str, Any]) -> None:
 
     message = f"{backend.world} workers up, on {backend.device.type}"
     emit({"event": "note", "message": message, "placement_group": placement_group()})
-    _perform(config, backend, emit)
+    _forward_warnings(emit)
+    with (
+        _folder(config, backend) as folder,
+        Beats(board, backend.rank, folder, cluster.hang, config.get("writer")),
+    ):
+        _perform(config, folder, backend, emit)
+
+
+def _backend(engine: str, cpu: bool) -> Backend:
+    """The one engine is imported alone: each takes seconds."""
+    if engine == "ddp":
+        from cluster.ddp_backend import DdpBackend
+
+        return DdpBackend(cpu)
+    from cluster.deepspeed_backend import DeepSpeedBackend
+
+    return DeepSpeedBackend(int(engine.removeprefix("zero")), cpu)
 
 
 def placement_group() -> str | None:
@@ -166,13 +193,29 @@ def placement_group() -> str | None:
 def alone(config: Mapping[str, Any], emit: Emit) -> None:
     """The same on one worker that is this process, without a group."""
     torch.set_num_threads(config["threads"])
-    _perform(config, LocalBackend("cuda" if config["gpu"] else "cpu"), emit)
-
-
-def _perform(config: Mapping[str, Any], backend: Backend, emit: Emit) -> None:
     _forward_warnings(emit)
+    backend = LocalBackend("cuda" if config["gpu"] else "cpu")
+    with _folder(config, backend) as folder:
+        _perform(config, folder, backend, emit)
+
+
+@contextlib.contextmanager
+def _folder(config: Mapping[str, Any], backend: Backend) -> Iterator[RunFolder]:
+    """The run's folder. Of a URL, this node's working copy: pulled first, and pushed by rank 0 while it works."""
+    folder = RunFolder(config["folder"])
+    if folder.mirror is None:
+        yield folder
+        return
+    first = backend.rank == 0
+    # All of them where they are pruned.
+    checkpoints: Which = "none" if config["task"] not in ("pretrain", "trial") else "all" if first else "newest"
+    with folder.mirror.working(checkpoints, pushes=first):
+        yield folder
+
+
+def _perform(config: Mapping[str, Any], folder: RunFolder, backend: Backend, emit: Emit) -> None:
     task = TASKS[config["task"]]
-    task(decode(Run, config["run"]), RunFolder(config["folder"]), backend, emit, config["options"])
+    task(decode(Run, config["run"]), folder, backend, emit, config["options"])
 
 
 def _forward_warnings(emit: Emit) -> None:

@@ -10,7 +10,8 @@ import json
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_loaders import layout
-from robustscale.errors import InputError
+from robustscale.errors import InputError, LoaderFailed
+from robustscale.untrusted import expanded, read_bytes
 
-SCHEMA = 1
+SCHEMA = 2
+"""Schema 1, which is still read, has one sha256 of the whole file instead of one for each page."""
+PAGE = 8 << 20
+"""Bytes that a checksum of the sidecar is of."""
 _MODES = {"array": {layout.RAW}, "raw": {layout.RAW}, "jpg": {layout.JPG}, "mixed": {layout.RAW, layout.JPG}}
 _REMEDY = "write it again with `python -m robustscale.prepare`"
 
@@ -34,15 +39,16 @@ class Beton:
     """A prepared data set: images and labels by row.
 
     Opening proves the structure (every length and pointer, JPEG sizes, labels) and the sidecar's checksum of all
-    tables; `verify` reads the images too. Anything amiss raises `InputError`.
+    tables; `verify` reads the images too. Anything amiss raises `InputError`, which names the field and its byte.
     """
 
     def __init__(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> None:
         """`about`: for a new file, whose sidecar is made of this (source, split, classes, format) and of the file."""
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self._fd = _open(self.path)
         weakref.finalize(self, os.close, self._fd)
-        self.size = os.fstat(self._fd).st_size
+        self._state = self._stat()
+        self.size = self._state[0]
         try:
             self._tables = tables = layout.read_tables(self._read, self.size)
             self.labels, self.heights, self.widths = tables.labels, tables.heights, tables.widths
@@ -61,8 +67,8 @@ class Beton:
     def __len__(self) -> int:
         return self.num_examples
 
-    def __reduce__(self) -> tuple[type[Beton], tuple[Path]]:
-        return Beton, (self.path,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.sidecar["tables"], self._state)
 
     @property
     def height(self) -> int | None:
@@ -91,22 +97,46 @@ class Beton:
         if stored.endswith(b"\xff\xd9"):  # libjpeg would fill in a missing end with grey
             pixels = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR_RGB)
         if pixels is None or pixels.shape != shape:
-            raise self._error(f"row {i}, field image: the JPEG can't be decoded")
+            at = int(self._tables.offsets[i])
+            raise self._error(f"row {i}, field image, byte {at:,}: the JPEG can't be decoded")
         return np.asarray(pixels, np.uint8)
 
     def images(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n, height, width, channels) uint8 of the given rows, which must be of one size."""
         return np.stack([self.image(int(i)) for i in rows])
 
-    def sha256(self) -> str:
-        """Of the whole file, as it is now."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    @property
+    def open_path(self) -> str:
+        """Opens, in this process, the very file that was proved, whatever has its name by now."""
+        return f"/proc/self/fd/{self._fd}"
 
-    def verify(self, *, full: bool = True) -> None:
-        """Opening has proved the structure; with `full`, also that the file is what was written, to the last pixel."""
-        if full and self.sha256() != self.sidecar["sha256"]:
-            raise self._error("the content is not what its sidecar's sha256 says")
+    def require_unchanged(self) -> None:
+        """Raise `LoaderFailed` where the file has been written to since it was opened: what was read is not sound."""
+        size, written = self._stat()
+        if (size, written) != self._state:
+            what = f"has now {size:,} bytes instead of {self.size:,}" if size != self.size else "was written to"
+            raise LoaderFailed(f"{self.path}: {what} while it was read; replace such a file by renaming another to it")
+
+    def verify(self) -> None:
+        """Read everything: raises `InputError` unless the file is what was written, to the last pixel."""
+        try:
+            if self.sidecar["schema"] == 1:
+                if self._sha256() != self.sidecar["sha256"]:
+                    raise layout.DamagedError("the content is not what its sidecar's sha256 says")
+                return
+            for i, (said, digest) in enumerate(zip(self.sidecar["pages"], self._pages(), strict=True)):
+                if digest != said:
+                    raise layout.DamagedError(f"page {i}, byte {i * PAGE:,}: not what was written (another sha256)")
+        except layout.DamagedError as damage:
+            raise self._error(damage) from None
+
+    def identity(self) -> str:
+        """Another one for any other file, any change to this one, and any other sidecar's checksums."""
+        now = os.fstat(self._fd)
+        content = self.sidecar["sha256"] if self.sidecar["schema"] == 1 else "".join(self.sidecar["pages"])
+        # No program can set the time of the last change to the inode back, unlike that of the last write.
+        said = f"{now.st_ino} {now.st_size} {now.st_ctime_ns} {self.sidecar['tables']} {content}"
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def content_fingerprint(self) -> str:
         """sha256 of every row's stored bytes, then modes, sizes and labels: of the content, however it is laid out."""
@@ -119,12 +149,36 @@ class Beton:
         return digest.hexdigest()
 
     def _new_sidecar(self, about: dict[str, Any]) -> dict[str, Any]:
-        return self._facts() | about | {"sha256": self.sha256(), "fingerprint": self.content_fingerprint()}
+        checksums = {"pages": list(self._pages()), "fingerprint": self.content_fingerprint()}
+        return {"schema": SCHEMA} | self._facts() | about | checksums
+
+    def _pages(self) -> Iterator[str]:
+        """sha256 of each page, in order."""
+
+        def digest(at: int) -> str:
+            data = self._read(at, min(PAGE, self.size - at), f"page {at // PAGE}")
+            return hashlib.sha256(data).hexdigest()
+
+        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+            # A bounded number at once, and few after a damaged one: a file may have hundreds of thousands.
+            step = 64 * PAGE
+            for start in range(0, self.size, step):
+                yield from pool.map(digest, range(start, min(start + step, self.size), PAGE))
+
+    def _sha256(self) -> str:
+        """Of the whole file."""
+        digest = hashlib.sha256()
+        for at in range(0, self.size, PAGE):
+            digest.update(self._read(at, min(PAGE, self.size - at), f"page {at // PAGE}"))
+        return digest.hexdigest()
+
+    def _stat(self) -> tuple[int, int]:
+        now = os.fstat(self._fd)
+        return now.st_size, now.st_mtime_ns
 
     def _facts(self) -> dict[str, Any]:
         """What the sidecar must say of this very file."""
         return {
-            "schema": SCHEMA,
             "size": self.size,
             "tables": self._tables.digest,
             "num_examples": self.num_examples,
@@ -155,16 +209,23 @@ class Beton:
             found = found or layout.jpeg_size(self._read(offset, size, f"row {i}"))
             size_of_row = (int(self.heights[i]), int(self.widths[i]))
             if found != size_of_row:
-                raise layout.DamagedError(f"row {i}, field image: not a JPEG of {size_of_row} pixels")
+                raise layout.DamagedError(f"row {i}, field image, byte {offset:,}: not a JPEG of {size_of_row} pixels")
 
     def _check_sidecar(self) -> None:
         said, name = self.sidecar, sidecar_path(self.path).name
+        schema = said.get("schema")
+        if schema not in (1, SCHEMA):
+            raise layout.DamagedError(f"its sidecar {name} says schema {schema!r}; this version reads 1 and {SCHEMA}")
         for key, fact in self._facts().items():
             if said.get(key) != fact:
                 raise layout.DamagedError(f"its sidecar {name} says {key} {said.get(key)!r}, the file {fact!r}")
-        for key in ("source", "split", "format", "sha256", "fingerprint"):
+        for key in ("source", "split", "format", "fingerprint", *(["sha256"] if schema == 1 else [])):
             if not isinstance(said.get(key), str):
                 raise layout.DamagedError(f"its sidecar {name} lacks {key}")
+        pages, num_pages = said.get("pages"), -(-self.size // PAGE)
+        listed = isinstance(pages, list) and len(pages) == num_pages and all(isinstance(p, str) for p in pages)
+        if schema != 1 and not listed:
+            raise layout.DamagedError(f"its sidecar {name} lacks pages, a sha256 for each of {num_pages:,}")
         classes = said.get("classes")
         if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
             raise layout.DamagedError(f"its sidecar {name} lacks the classes' names")
@@ -174,7 +235,16 @@ class Beton:
         outside = (self.labels < 0) | (self.labels >= len(classes))
         if outside.any():
             i = int(np.argmax(outside))
-            raise layout.DamagedError(f"row {i}, field label: {self.labels[i]} is outside the {len(classes)} classes")
+            where = layout.row_place(i, "label", "label", layout.ARRAY_ROW if self.is_array else layout.IMAGE_ROW)
+            raise layout.DamagedError(f"{where}: {self.labels[i]} is outside the {len(classes)} classes")
+
+
+def _reopened(path: Path, tables: str, state: tuple[int, int]) -> Beton:
+    """For another process, which may come after a change to the file. Raises `LoaderFailed`."""
+    beton = Beton(path)
+    if (beton.sidecar["tables"], beton._state) != (tables, state):
+        raise LoaderFailed(f"{path}: was replaced while it was read; begin again")
+    return beton
 
 
 def _common(values: NDArray[np.int64]) -> int | None:
@@ -187,14 +257,18 @@ def _open(path: Path) -> int:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path}: not a file; give the path of a .beton file")
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: {error.strerror}; make it with `python -m robustscale.prepare`") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}; let this user read it") from error
+    except OSError as error:  # such as too many open files, or storage that does not answer
+        raise LoaderFailed(f"{path}: can't be opened ({error.strerror}); is its storage reachable?") from error
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
     sidecar = sidecar_path(path)
     try:
-        said = json.loads(sidecar.read_bytes())
+        said = json.loads(read_bytes(sidecar, _REMEDY))
     except FileNotFoundError as error:
         raise InputError(f"{path}: its sidecar {sidecar.name} is missing; copy it along, or {_REMEDY}") from error
     except (OSError, ValueError, RecursionError) as error:

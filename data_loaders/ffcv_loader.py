@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data_loaders.augment import Request
 from data_loaders.beton import Beton
-from robustscale.errors import InputError
+from robustscale.errors import InputError, LoaderFailed
 
 _num_threads = torch.get_num_threads()
 from ffcv.fields.decoders import NDArrayDecoder  # noqa: E402
@@ -47,16 +47,30 @@ TIMEOUT = 120.0
 
 
 class FfcvImages:
-    """A `Source`. `workers` threads decode, as far as Numba has so many."""
+    """A `Source`. `workers` threads decode, as far as Numba has so many.
+
+    Raises `InputError` for an image that can't be decoded, `LoaderFailed` for anything else, within TIMEOUT seconds;
+    but FFCV maps the file, and one that is cut short while a batch is decoded ends the process (SIGBUS). The next
+    attempt opens it anew, and says what is wrong with it.
+    """
 
     def __init__(self, beton: Beton, size: tuple[int, int], batch_size: int, workers: int) -> None:
-        self._path = beton.path
-        self._is_array = beton.is_array
+        # Kept: FFCV opens the file by its descriptor, and again at the first epoch.
+        self._beton = beton
         self._compiled = False
+        self._batch_size = max(1, batch_size)
         threads = torch.get_num_threads()
-        self._loader = Loader(
-            str(beton.path),
-            max(1, batch_size),
+        try:
+            self._loader = self._make_loader(size, workers)
+        # FFCV and Numba raise whatever their parsing and compiling stumble on.
+        except Exception as error:
+            raise self._failed(error) from error
+        torch.set_num_threads(threads)
+
+    def _make_loader(self, size: tuple[int, int], workers: int) -> Loader:
+        return Loader(
+            self._beton.open_path,
+            self._batch_size,
             num_workers=min(max(1, workers), config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
             os_cache=True,
             drop_last=False,
@@ -64,17 +78,18 @@ class FfcvImages:
             seed=0,
             pipelines={"image": self._pipeline(size), "label": None},
         )
-        torch.set_num_threads(threads)
 
     def _pipeline(self, size: tuple[int, int]) -> PipelineSpec:
-        if self._is_array:
+        if self._beton.is_array:
             return PipelineSpec("image", decoder=NDArrayDecoder(), transforms=[ToTensor()])
-        return PipelineSpec("image", decoder=_BoxDecoder(size), transforms=[_Checked(str(self._path))])
+        return PipelineSpec("image", decoder=_BoxDecoder(size), transforms=[_Checked(str(self._beton.path))])
 
     def images(self, requests: Iterator[Request]) -> Generator[Tensor, None, None]:
         threads = torch.get_num_threads()
-        batches = (r.rows if self._is_array else np.column_stack([r.rows, r.boxes]) for r in requests)
-        epoch = _Epoch(self._loader, batches)
+        try:
+            epoch = _Epoch(self._loader, self._batches(requests))
+        except Exception as error:
+            raise self._failed(error) from error
         try:
             images = self._next(epoch)
             # FFCV's thread has set it to its own number by now.
@@ -85,21 +100,36 @@ class FfcvImages:
         finally:
             epoch.stop()
 
+    def _batches(self, requests: Iterator[Request]) -> Iterator[NDArray[np.int64]]:
+        for request in requests:
+            # Here it can be said; once FFCV reads beyond the end of a file that was cut short, it is too late.
+            self._beton.require_unchanged()
+            yield request.rows if self._beton.is_array else np.column_stack([request.rows, request.boxes])
+
     def _next(self, epoch: _Epoch) -> Tensor | None:
         timeout = TIMEOUT if self._compiled else COMPILE_TIMEOUT
         try:
             images = epoch.wait(timeout)
         except Empty:
-            raise RuntimeError(
-                f"{self._path}: FFCV gave no batch for {timeout:.0f} s; is its storage reachable? "
+            raise LoaderFailed(
+                f"{self._beton.path}: FFCV gave no batch for {timeout:.0f} s; is its storage reachable? "
                 "loader=torch does without FFCV"
             ) from None
         self._compiled = True
-        if images is not None or epoch.error is None:
-            return images
-        if isinstance(epoch.error, InputError):
-            raise epoch.error
-        raise RuntimeError(f"{self._path}: FFCV failed: {epoch.error!r}; loader=torch does without it") from epoch.error
+        if images is None and epoch.error is not None:
+            raise self._failed(epoch.error) from epoch.error
+        self._beton.require_unchanged()
+        return images
+
+    def _failed(self, error: BaseException) -> BaseException:
+        # Of a file that was written to meanwhile, neither the pixels nor an error is what it seems.
+        self._beton.require_unchanged()
+        if isinstance(error, (InputError, LoaderFailed)):
+            return error
+        remedy = "loader=torch does without it"
+        if "memory" in f"{error!r}".lower():
+            remedy = f"its batches of {self._batch_size} images need less memory with a lower batch_size or image_size"
+        return LoaderFailed(f"{self._beton.path}: FFCV failed: {error!r}; {remedy}")
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc]
@@ -109,7 +139,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
     """
 
     def __init__(self, loader: Loader, batches: Iterator[NDArray[np.int64]]) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._batches = batches
         super().__init__(loader, ())
 
@@ -121,7 +151,8 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
     def run(self) -> None:
         try:
             super().run()
-        except Exception as error:  # noqa: BLE001 - the consumer raises it
+        # Also what is meant to end a thread silently, for the consumer waits; it raises this.
+        except BaseException as error:  # noqa: BLE001
             self.error = error
             self._put_end()
 
@@ -200,7 +231,7 @@ class _Checked(Operation):  # type: ignore[misc]
             images, status = decoded
             if status.any():
                 row = boxes[np.flatnonzero(status)[0], 0]
-                raise InputError(f"{path}: row {row}: the JPEG can't be decoded; write the file again")
+                raise InputError(f"{path}: row {row}, field image: the JPEG can't be decoded; write the file again")
             return torch.from_numpy(images)
 
         check.with_indices = True  # type: ignore[attr-defined]

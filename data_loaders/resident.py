@@ -37,8 +37,12 @@ class ResidentImages:
         shape = (len(rows), *size, beton.channels)
         try:
             images = np.empty(shape, np.uint8)
-            for i, row in enumerate(rows):
-                images[i] = cut_and_resize(beton.image(int(row)), boxes[i], size)
+            try:
+                for i, row in enumerate(rows):
+                    images[i] = cut_and_resize(beton.image(int(row)), boxes[i], size)
+            finally:
+                # Of a file that was written to meanwhile, neither the pixels nor an error is what it seems.
+                beton.require_unchanged()
             self._images = torch.from_numpy(images).to(device)
         except (MemoryError, torch.OutOfMemoryError) as error:
             size_gb = np.prod(shape, dtype=np.float64) / 1e9

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_loaders.beton import Beton
 from data_loaders.mixing import batch_sizes, make_mixed_loader
 from data_loaders.pipelines import make_augmentation, make_loader
+from data_loaders.verified import verify_once
 from robustscale.errors import InputError
 from robustscale.noise import permutation
 from robustscale.run import Run
@@ -60,6 +61,7 @@ class Splits:
     def _unlabelled(self, run: Run, path: Path) -> Beton:
         """Raises InputError where its images are not of this run's kind, or no further ones."""
         file, train = Beton(path), self.train_file
+        verify_once(file)
         if file.classes != train.classes or file.channels != train.channels:
             raise InputError(
                 f"data.unlabelled: {path} has {len(file.classes)} classes and {file.channels} channels, {train.path} "

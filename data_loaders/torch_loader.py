@@ -16,18 +16,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_loaders.augment import Request, cut_and_resize
 from data_loaders.beton import Beton
-from robustscale.errors import InputError
+from robustscale.errors import InputError, LoaderFailed
 
 TIMEOUT = 300.0
 """Seconds without a batch from the worker processes after which they are taken for hung; their start counts."""
 
 
 class TorchImages:
-    """A `Source`. `workers` processes decode, or this one if 0."""
+    """A `Source`. `workers` processes decode, or this one if 0.
+
+    Raises `InputError` for an image that can't be decoded, `LoaderFailed` for anything else, within TIMEOUT seconds.
+    (For a process that is stopped, not ended, while it hands a batch over, torch waits for ever: `Cluster.hang`.)
+    """
 
     def __init__(self, beton: Beton, size: tuple[int, int], workers: int) -> None:
         self._feed = _Feed()
-        self._loader: DataLoader[Tensor | InputError] = DataLoader(
+        self._path = beton.path
+        self._loader: DataLoader[Tensor | Exception] = DataLoader(
             _Images(beton, size),
             sampler=self._feed,
             batch_size=None,
@@ -43,10 +48,18 @@ class TorchImages:
 
     def images(self, requests: Iterator[Request]) -> Generator[Tensor, None, None]:
         self._feed.requests = requests
-        for images in self._loader:
-            if isinstance(images, InputError):
+        for images in self._batches():
+            if isinstance(images, Exception):
                 raise images
             yield images
+
+    def _batches(self) -> Generator[Tensor | Exception, None, None]:
+        try:
+            yield from self._loader
+        # What a worker raised, and what DataLoader says of one that was killed, ran out of memory or does not answer.
+        except (RuntimeError, OSError, MemoryError) as error:
+            reason = " ".join(str(error).split())
+            raise LoaderFailed(f"{self._path}: the torch loader failed: {reason}; is there enough memory?") from error
 
 
 class _Feed:
@@ -58,15 +71,19 @@ class _Feed:
         return self.requests
 
 
-class _Images(Dataset[Tensor | InputError]):
+class _Images(Dataset[Tensor | Exception]):
     def __init__(self, beton: Beton, size: tuple[int, int]) -> None:
         self.beton, self.size = beton, size
 
-    def __getitem__(self, request: Request) -> Tensor | InputError:
+    def __getitem__(self, request: Request) -> Tensor | Exception:
         # Returned, not raised: a DataLoader wraps what a worker raises in its traceback.
         try:
-            return torch.from_numpy(self._decode(request))
-        except InputError as error:
+            try:
+                return torch.from_numpy(self._decode(request))
+            finally:
+                # Of a file that was written to meanwhile, neither the pixels nor an error is what it seems.
+                self.beton.require_unchanged()
+        except (InputError, LoaderFailed) as error:
             return error
 
     def _decode(self, request: Request) -> NDArray[np.uint8]:

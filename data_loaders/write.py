@@ -23,9 +23,11 @@ from data_loaders.beton import Beton, sidecar_path
 from data_loaders.plan import Format, OtherShapeError, Plan, Stored, nothing
 from data_loaders.sources import open_source
 from data_loaders.sources.base import Source, SplitError
+from data_loaders.verified import verify_once
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.run import Data
+from robustscale.untrusted import expanded
 
 if TYPE_CHECKING:
     from data_loaders.encode import Encoder
@@ -63,7 +65,7 @@ def write(
 
     Raises `InputError` for options or images that will not do, and for a full or read-only disk.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     require(out.suffix == ".beton", f"{out}: call the file {out.stem}.beton")
     require(format in get_args(Format), f"format: {format!r} is none of {', '.join(get_args(Format))}")
     require(resolution is None or resolution >= 1, f"resolution: {resolution} is below 1; it is in pixels")
@@ -114,9 +116,9 @@ def ensure(data: Data, progress: OnProgress | None = None) -> tuple[Path, Path]:
     Any number of processes may call it at once: one writes, the others wait. Where a source has no test split, its
     validation split is taken, as for ImageNet. Raises `InputError`.
     """
-    given = Path(data.source).expanduser()
+    given = expanded(data.source)
     if any((given / f"{split}.beton").exists() for split in ("train", "test")):
-        train, test = Beton(given / "train.beton"), Beton(given / "test.beton")
+        train, test = _sound(given / "train.beton"), _sound(given / "test.beton")
     else:
         train, test = _prepared(data, progress)
     if train.classes != test.classes:
@@ -234,12 +236,12 @@ def _sync_folder(path: Path) -> None:
 
 
 def _prepared(data: Data, progress: OnProgress | None) -> tuple[Beton, Beton]:
-    root = Path(data.root).expanduser()
+    root = expanded(data.root)
     name = _name(data.source)
     train, test = root / f"{name}-train.beton", root / f"{name}-test.beton"
     try:
         # Without the lock, for a root that can't be written to.
-        return Beton(train), Beton(test)
+        return _sound(train), _sound(test)
     except InputError as error:
         log.debug("to be prepared: %s", error)
     try:
@@ -259,12 +261,19 @@ def _prepared(data: Data, progress: OnProgress | None) -> tuple[Beton, Beton]:
 def _ready(data: Data, path: Path, splits: list[str], progress: OnProgress | None) -> Beton:
     """The file that another process may have written by now; else written here, also in place of a damaged one."""
     try:
-        return Beton(path)
+        return _sound(path)
     except InputError as error:
         log.info("preparing %s: %s", data.source, error)
     source = _first_split(data, splits)
     write(source, path, progress=progress, workers=min(8, len(os.sched_getaffinity(0))))
-    return Beton(path)
+    return _sound(path)
+
+
+def _sound(path: Path) -> Beton:
+    """Proved to the last pixel."""
+    beton = Beton(path)
+    verify_once(beton)
+    return beton
 
 
 def _first_split(data: Data, splits: list[str]) -> Source:
@@ -280,7 +289,7 @@ def _first_split(data: Data, splits: list[str]) -> Source:
 def _name(spec: str) -> str:
     """What the files of a source are called: `digits`, or `parquet-cifar10-1f0c2a9b` for what is now at that path."""
     kind, colon, path = spec.partition(":")
-    location = Path(path if colon else spec).expanduser()
+    location = expanded(path if colon else spec)
     if not location.exists():
         return re.sub(r"[^A-Za-z0-9._]+", "-", spec)
     resolved = location.resolve()

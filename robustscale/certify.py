@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -30,8 +29,8 @@ goes on. Writes RUN/certify-SIGMA/: certify.json, images.parquet, certified.png.
 
 @dataclass(frozen=True)
 class Options:
-    run: tyro.conf.Positional[Path]
-    """The run's folder, as pretrain printed it, or its name."""
+    run: tyro.conf.Positional[str]
+    """The run's folder or URL, as pretrain printed it, or its name."""
     by: Annotated[Certification, tyro.conf.arg(name="")]
     every: int | None = None
     """Certify each k-th image; by default so that about 500 are spread over the test set."""
@@ -63,6 +62,7 @@ def main() -> int:
             display.update({"event": "note", "message": f"note: {hint}"})
         launch("certify", run, folder, display.update, {**settings, "weights": weights})
     finish_certification(folder, options.by.sigma)
+    folder.push()
     return 0
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import inspect
 import io
-import json
 import os
 import re
 import sys
@@ -26,12 +25,16 @@ from robustscale.config import (
     items_of,
     override,
     override_threats,
+    shown,
     structure,
     unknown,
 )
 from robustscale.engine.folder import RunFolder
-from robustscale.errors import Diverged, InputError, WorkersFailed
+from robustscale.engine.remote import is_url, joined
+from robustscale.errors import Diverged, InputError, LoaderFailed, WorkersFailed
+from robustscale.fields import require
 from robustscale.run import Run, drafting
+from robustscale.untrusted import CONFIGURATION, expanded, is_there, one_line, parse_configuration, read_bytes
 
 T = TypeVar("T")
 
@@ -41,12 +44,13 @@ def door(main: Callable[[], int | None], interrupted: str = "interrupted") -> No
     try:
         sys.exit(main() or 0)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What is quoted in it may be somebody else's, and a terminal obeys what it is shown.
+        print("\n".join(map(one_line, f"error: {error}".split("\n"))), file=sys.stderr)
         sys.exit(2)
     except Diverged as error:
         print(f"error: training diverged: {error}", file=sys.stderr)
         sys.exit(1)
-    except WorkersFailed as error:
+    except (LoaderFailed, WorkersFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -75,7 +79,7 @@ def _drafted(rest: list[str], prog: str, description: str, base: Run, beside: Co
         base = recipes.get(rest.pop(0))
     config = take_option(rest, "--config")
     if config is not None:
-        base = read_file(Path(config).expanduser())
+        base = read_file(expanded(config))
     name = take_option(rest, "--run-name")
     if name is not None:
         base = override(base, {"name": name})
@@ -128,7 +132,7 @@ def _here(run: Run) -> Run:
     kind, colon, path = run.data.source.partition(":")
     if not colon:
         kind, path = "", kind
-    is_path = path != "" and kind != "torchvision" and Path(path).exists() and (colon or not _is_kind(path))
+    is_path = path != "" and kind != "torchvision" and is_there(Path(path)) and (colon or not _is_kind(path))
     source = f"{kind}{colon}{Path(path).resolve()}" if is_path else run.data.source
     data = dataclasses.replace(run.data, source=source, root=_absolute(run.data.root))
     if data.unlabelled is not None:
@@ -230,21 +234,20 @@ def _with_path(message: str, args: Sequence[str]) -> str:
 def read_file(path: Path) -> Run:
     """A Run from YAML or JSON: a whole configuration, or `recipe: NAME` and what differs from it."""
     try:
-        if path.stat().st_size > 2**20:
-            raise InputError(f"{path}: larger than 1 MiB; that is no configuration")
-        text = path.read_text()
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check --config") from None
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; write YAML as --print-config does") from None
+        text = read_bytes(path, _AS_YAML, CONFIGURATION)
+    except FileNotFoundError:
+        raise InputError(f"{path}: cannot be read (No such file or directory); check --config") from None
+    data = parse_configuration(text, str(path), _AS_YAML, as_json=path.suffix == ".json")
     if not isinstance(data, dict):
-        raise InputError(f"{path}: expected fields of a run, got {data!r}; write YAML as --print-config does")
+        raise InputError(f"{path}: expected fields of a run, got {shown(data)}; {_AS_YAML}")
     base = recipes.get(str(data.pop("recipe"))) if "recipe" in data else Run()
     try:
         return override(base, data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+_AS_YAML = "write YAML as --print-config does"
 
 
 def as_yaml(run: Run) -> str:
@@ -269,16 +272,33 @@ def recipe_list() -> str:
     return "\n".join(lines)
 
 
-def default_storage() -> Path:
-    """Where runs are kept unless --storage says otherwise."""
+def default_storage() -> str:
+    """Where runs are kept unless --storage says otherwise: a folder, or a URL."""
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return Path(os.environ.get("ROBUSTSCALE_STORAGE") or ("~/robustscale-runs" if in_job else "runs")).expanduser()
+    place = os.environ.get("ROBUSTSCALE_STORAGE") or ("~/robustscale-runs" if in_job else "runs")
+    return place if is_url(place) else str(expanded(place))
 
 
-def existing_run(run: Path) -> RunFolder:
-    """A run's folder, by its path or by its name in the default storage. Raises InputError if it is neither."""
-    named = default_storage() / run
-    return RunFolder.existing(named if not run.exists() and named.exists() else run)
+def storage(args: list[str]) -> str:
+    """Remove --storage; the folder or URL that holds the runs."""
+    place = take_option(args, "--storage") or default_storage()
+    return place if is_url(place) else os.path.realpath(expanded(place))
+
+
+def storage_folder(args: list[str]) -> Path:
+    """The same where a URL will not do."""
+    place = storage(args)
+    require(not is_url(place), f"storage: {place} is a URL; a search is kept in a folder that all nodes see, give one")
+    return Path(place)
+
+
+def existing_run(run: str | Path) -> RunFolder:
+    """A run's folder, by its path, its URL, or its name in the default storage. Raises InputError if it is neither."""
+    storage = default_storage()
+    if is_url(run) or is_there(Path(run)):
+        return RunFolder.existing(run)
+    named = joined(storage, str(run))
+    return RunFolder.existing(named if is_url(storage) or is_there(Path(named)) else run)
 
 
 def take_option(args: list[str], name: str, default: str | None = None) -> str | None:

@@ -22,6 +22,7 @@ import pydantic
 from robustscale.errors import InputError
 from robustscale.threat import Threat
 from robustscale.types import Attack, Averaging, Model, Objective, Optimizer, Schedule
+from robustscale.untrusted import DEPTH, TEXT
 
 T = TypeVar("T")
 
@@ -70,12 +71,20 @@ def component_name(component: object) -> str | None:
     return None
 
 
+def shown(value: object) -> str:
+    """A value for an error message, which is one line: of a long one the beginning."""
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a whole number of more than 64 bits"  # Python refuses to write very long ones
+    text = repr(value)
+    return text if len(text) <= 500 else f"{text[:497]}..."
+
+
 def unknown(what: str, name: object, known: typing.Iterable[str]) -> InputError:
     """An error that suggests the nearest known name."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, 1, 0.5)
+    near = difflib.get_close_matches(str(name)[:100], known, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
-    return InputError(f"{what}: {name!r} is not known; {hint}")
+    return InputError(f"{what}: {shown(name)} is not known; {hint}")
 
 
 def _component(kind: type, name: object, where: str) -> type:
@@ -129,10 +138,12 @@ def items_of(cls: type, name: str) -> type | None:
 def decode(cls: type[T], data: Any, path: str = "") -> T:
     """The inverse of `encode`, strict: raises InputError with the path for an unknown name or a wrong type."""
     where = path or "configuration"
+    if path.count(".") > DEPTH:
+        raise InputError(f"{path.partition('.')[0]}: nested more than {DEPTH} deep; put fewer networks inside others")
     if dataclasses.is_dataclass(data) and isinstance(data, cls):
         data = encode(data)
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a mapping of fields, got {data!r}")
+        raise InputError(f"{where}: expected a mapping of fields, got {shown(data)}")
     data = dict(data)
     target: type = cls
     if cls in KINDS:
@@ -158,7 +169,7 @@ def _field(hint: Any, value: Any, path: str) -> Any:
     item = item_kind(hint)
     if item is not None:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{path}: expected a list, got {value!r}")
+            raise InputError(f"{path}: expected a list, got {shown(value)}")
         return tuple(decode(item, part, f"{path}.{number}") for number, part in enumerate(value))
     structure = _structure(hint)
     if structure is not None and not (value is None and type(None) in typing.get_args(hint)):
@@ -167,7 +178,9 @@ def _field(hint: Any, value: Any, path: str) -> Any:
         field = _adapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {value!r} will not do: {reason}") from None
+        raise InputError(f"{path}: {shown(value)} will not do: {reason}") from None
+    if isinstance(field, str) and not (field.isprintable() and len(field) <= TEXT):
+        raise InputError(f"{path}: {shown(value)} will not do; it is too long, or holds characters that cannot be seen")
     # YAML reads a bare yes or on as true, which pydantic would take for the number 1.
     if isinstance(value, bool) and not isinstance(field, bool):
         raise InputError(f"{path}: {value!r} will not do: Input should be a valid number")
@@ -184,7 +197,7 @@ def override(value: T, changes: typing.Mapping[str, Any], path: str = "") -> T:
     """`value` with nested changes, as JSON types. Naming another component takes that one's defaults, but
     keeps the threat model: it belongs to the data, not to the method."""
     if not isinstance(changes, typing.Mapping):
-        raise InputError(f"{path or 'configuration'}: expected a mapping of fields, got {changes!r}")
+        raise InputError(f"{path or 'configuration'}: expected a mapping of fields, got {shown(changes)}")
     data = encode(value)
     _merge(data, changes, typing.cast(Any, type(value)), path)
     return decode(type(value), data)
@@ -230,7 +243,7 @@ def _exchanged(current: Any, change: Any, structure: type, path: str, neighbours
     if isinstance(change, str) and structure in KINDS:
         change = {"name": change}
     if not isinstance(change, typing.Mapping):
-        raise InputError(f"{path}: expected a mapping of fields, got {change!r}")
+        raise InputError(f"{path}: expected a mapping of fields, got {shown(change)}")
     change = dict(change)
     if structure in KINDS:
         name = change.pop("name", (current or {}).get("name"))

@@ -16,3 +16,12 @@ class Diverged(RuntimeError):
 
 class WorkersFailed(RuntimeError):
     """The workers of a run kept failing; the message ends with the last reason."""
+
+
+class LoaderFailed(RuntimeError):
+    """A loader gave no batch for a reason that another attempt may not meet: storage, memory, a file that was changed
+    while it was read. The message names the file and the remedy."""
+
+
+class Left(Exception):
+    """A worker left because it was asked to; a checkpoint of where it stands is durable. Not a failure."""

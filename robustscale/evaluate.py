@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -40,8 +39,8 @@ have folders of their own, too: RUN/evaluation-lam-LAMBDA/.
 
 @dataclass(frozen=True)
 class Options:
-    run: tyro.conf.Positional[Path]
-    """The run's folder, as pretrain printed it, or its name."""
+    run: tyro.conf.Positional[str]
+    """The run's folder or URL, as pretrain printed it, or its name."""
     weights: Literal["best", "last"] | None = None
     """Which weights; by default those that the run reports."""
     eps_linf: Pixels | None = None
@@ -91,6 +90,7 @@ def main() -> int:
     with Display(title=f"evaluate {run.name}") as display:
         launch("evaluate", run, folder, display.update, {**settings, **defence._asdict()})
     finish_evaluation(folder, run, defence.results(folder, point_name(**point)))
+    folder.push()
     return 0
 
 

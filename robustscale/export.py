@@ -40,12 +40,12 @@ from torch import Tensor, nn
 
 from robustscale import cli
 from robustscale.engine.folder import RunFolder, Weights
+from robustscale.engine.remote import name_in
 from robustscale.errors import InputError
 from robustscale.evaluation.joined_runs import interpolated_network, kept_weights, require_same_data
 from robustscale.fields import require
 from robustscale.models import model_file
 from robustscale.models.conditional import Conditional
-from robustscale.models.network import build
 from robustscale.models.operating_point import at_point, point_name
 from robustscale.models.output_mixture import OutputMixture
 from robustscale.models.wrapping import inside
@@ -235,8 +235,8 @@ _READ: dict[Format, Callable[[Path], Classify]] = {
 class Export:
     """The command's options."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder, as pretrain printed it, or its name."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder or URL, as pretrain printed it, or its name."""
     _: KW_ONLY
     to: Annotated[Format, tyro.conf.arg(name="format")]
     """Kind of file to write."""
@@ -250,11 +250,11 @@ class Export:
     """Of a slimmable network: the width it is written at; by default the model's own."""
     lam_input: bool = False
     """Of a conditional network: the graph takes lambda (N,) as its second input."""
-    towards: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    towards: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Another run of the same network: the weights between both at --t, as they were judged."""
     t: float | None = None
     """0 is the first run, 1 the other."""
-    mixed_with: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    mixed_with: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """A robust run: its outputs are mixed with those of the first, accurate one, at --alpha."""
     alpha: float | None = None
     """0 is the accurate run, 1 the robust one."""
@@ -279,8 +279,8 @@ class Export:
     def point(self) -> str:
         """For the name of the file."""
         lam_input = "-lam-input" if self.lam_input else ""
-        towards = "" if self.towards is None else f"-towards-{self.towards.name}-{self.t:g}"
-        mixed = "" if self.mixed_with is None else f"-mixed-with-{self.mixed_with.name}-{self.alpha:g}"
+        towards = "" if self.towards is None else f"-towards-{name_in(self.towards)}-{self.t:g}"
+        mixed = "" if self.mixed_with is None else f"-mixed-with-{name_in(self.mixed_with)}-{self.alpha:g}"
         return f"{point_name(lam=self.lam, width=self.width)}{lam_input}{towards}{mixed}"
 
 
@@ -292,6 +292,7 @@ def main() -> None:
     output = options.output or folder.path / "export" / f"{weights}{options.point()}.{SUFFIXES[options.to]}"
     network, model = _network(folder, weights, options)
     difference = export_network(network, model, folder.spec(), options.to, output, lam_input=options.lam_input)
+    folder.push()
     print(f"{output}  {output.stat().st_size / 1e6:.2f} MB  largest difference of a logit {difference:.1e}")
 
 
@@ -304,8 +305,7 @@ def _network(folder: RunFolder, weights: Weights, options: Export) -> tuple[nn.M
     )
     if options.towards is not None and options.t is not None:
         return interpolated_network(folder, cli.existing_run(options.towards), options.t, options.weights), model
-    network = build(model, folder.spec())
-    folder.load_weights(weights, network)
+    network = folder.network(weights, model)
     if options.mixed_with is None or options.alpha is None:
         return network, model
     robust = cli.existing_run(options.mixed_with)

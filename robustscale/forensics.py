@@ -36,8 +36,8 @@ is taken for one of them. Runs in this one process, on a GPU if there is one.
 
 @dataclass(frozen=True)
 class Options:
-    reference: tyro.conf.Positional[Path]
-    """The folder of a run, or its name; best one of the objective natural."""
+    reference: tyro.conf.Positional[str]
+    """The folder or URL of a run, or its name; best one of the objective natural."""
     attacks: tuple[str, ...] = ()
     """NAME or NAME:NORM, linf by default; else one of each family: fgsm pgd:linf mi_fgsm pgd:l2 carlini_wagner:l2."""
     eps: Pixels | None = None
@@ -59,6 +59,7 @@ def main() -> int:
     weights = options.weights or folder.reported_weights()
     if options.image is None:
         _train(options, folder, weights)
+        folder.push()
     else:
         _judge(options.image, folder, weights)
     return 0

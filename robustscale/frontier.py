@@ -17,6 +17,7 @@ from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError, WorkersFailed
 from robustscale.fields import require
 from robustscale.run import Run, require_fit
+from robustscale.untrusted import TEXT, expanded
 
 if TYPE_CHECKING:
     from tune.settings import Settings
@@ -87,7 +88,7 @@ def main() -> int:
     args = sys.argv[1:]
     if "--help" in args or "-h" in args:
         return _help()
-    storage = Path(cli.take_option(args, "--storage") or cli.default_storage()).expanduser().resolve()
+    storage = cli.storage_folder(args)
     given = [mode for mode in _MODES if any(arg.partition("=")[0] == mode for arg in args)]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)}: choose one of them")
@@ -173,7 +174,8 @@ def _show(sweep: Sweep, ended: bool = False) -> int:
     from robustscale.reports.finish import finish_frontier
     from tune.summary import summary, write_recipes
 
-    found = summary(sweep)
+    with sweep.as_written():
+        found = summary(sweep)
     write_recipes(sweep, found)
     finish_frontier(sweep, found)
     if ended and not any(trial["frontier"] for trial in found["trials"]):
@@ -215,7 +217,7 @@ def _curves(mode: str, args: list[str], storage: Path) -> int:
     count = 1 if mode == "--from-run" else 2
     paths = _take_many(args, mode)
     require(len(paths) == count, f"{mode}: takes {'one run' if count == 1 else 'two runs'}, got {len(paths)}")
-    folder, other = (cli.existing_run(Path(path)) for path in (paths[0], paths[-1]))
+    folder, other = (cli.existing_run(path) for path in (paths[0], paths[-1]))
     beside = [_named(path, storage) for path in _take_many(args, "--beside")]
     lams, widths, at = (_numbers(args, option) for option in ("--lam", "--width", "--at"))
     workers = _whole(args, "--workers")
@@ -245,6 +247,7 @@ def _curves(mode: str, args: list[str], storage: Path) -> int:
         if runs:
             curves.append(runs_curve(run, folder, runs, judging, display.update))
     finish_frontier(RunFolder(folder.path / "frontier"), summary_of_curves(folder, curves, *searches))
+    folder.push()
     return 0
 
 
@@ -252,10 +255,10 @@ def _named(name: str, storage: Path) -> RunFolder:
     """A search or a run, by its path or by its name."""
     from tune.sweep import Sweep
 
-    for path in (Path(name).expanduser(), storage / name):
+    for path in (expanded(name), storage / name):
         if Sweep(path).ledger_path.is_file():
             return Sweep(path)
-    return cli.existing_run(Path(name))
+    return cli.existing_run(name)
 
 
 def _take_many(args: list[str], option: str) -> list[str]:
@@ -274,7 +277,7 @@ def _existing(name: str, storage: Path) -> Sweep:
     """A search's folder, by its path or by its name."""
     from tune.sweep import Sweep
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     return Sweep.existing(path if "/" in name or path.is_dir() else storage / name)
 
 
@@ -290,6 +293,8 @@ def _newest(storage: Path) -> Sweep:
 def _entries(args: list[str]) -> list[str]:
     """Remove PATH=RANGE from the arguments."""
     found = [arg for arg in args if _ENTRY.fullmatch(arg)]
+    for entry in found:
+        require(len(entry) <= TEXT, f"{entry[:40]}...: has {len(entry):,} characters; that is no range")
     args[:] = [arg for arg in args if not _ENTRY.fullmatch(arg)]
     return found
 

@@ -33,12 +33,13 @@ from data_loaders.write import write
 from robustscale.cli import door
 from robustscale.config import unknown
 from robustscale.errors import InputError
+from robustscale.untrusted import expanded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    out: Path = options.out.expanduser()
+    out: Path = expanded(options.out)
     if out.exists() and not options.overwrite:
         raise InputError(f"{out}: exists already; give another name, or --overwrite to replace it")
     source = open_source(options.source, options.split, root=options.root, download=options.download)

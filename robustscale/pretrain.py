@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from robustscale import cli, recipes
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.remote import joined
 from robustscale.errors import InputError
 from robustscale.run import Run, difference, identity, require_fit
 
@@ -27,8 +27,10 @@ it starts on this machine and shuts down again. Without a RECIPE: handwritten di
   --resume [RUN]    go on with the run of this name, or with a run's folder; nothing to go on with is an error
   --threat NAME, --threat.eps EPS
                     the threat model of training, held-out and final attack alike (each has its own field, too)
-  --storage DIR     where runs are kept; workers on other nodes must see it too (default: $ROBUSTSCALE_STORAGE, ./runs,
-                    or ~/robustscale-runs inside a Ray job, whose folder is temporary)
+  --storage PLACE   where runs are kept (default: $ROBUSTSCALE_STORAGE, ./runs, or ~/robustscale-runs inside a Ray job,
+                    whose folder is temporary): a folder, which workers on other nodes must see too; or a URL that they
+                    can reach, s3://bucket/runs, gs://bucket/runs, file:///mnt/runs or another that pyarrow or fsspec
+                    knows, with credentials from the environment. Each node keeps a copy in $ROBUSTSCALE_MIRRORS
   --print-config    show the configuration and exit
 
 Recipes:
@@ -46,12 +48,12 @@ def description() -> str:
 
 def main() -> int:
     args = sys.argv[1:]
-    storage = Path(cli.take_option(args, "--storage") or cli.default_storage()).expanduser().resolve()
+    storage = cli.storage(args)
     print_config = cli.take_flag(args, "--print-config")
     resume = cli.take_optional(args, "--resume")
     if resume is None:
         run = cli.parse_run(args, PROG, description(), recipes.get("digits"))
-        folder = RunFolder(storage / run.name)
+        folder = RunFolder(joined(storage, run.name))
     else:
         folder, base = _resumed(resume, args, storage)
         run = cli.parse_run(args, PROG, description(), base)
@@ -61,14 +63,14 @@ def main() -> int:
     return _pretrain(run, folder)
 
 
-def _resumed(value: str, args: list[str], storage: Path) -> tuple[RunFolder, Run]:
+def _resumed(value: str, args: list[str], storage: str) -> tuple[RunFolder, Run]:
     """The folder to go on with, by path or by name, and its own configuration."""
     recipe = args.pop(0) if args and not args[0].startswith("-") else "digits"
     name = cli.take_option(args, "--run-name")
-    path = Path(value).expanduser() if "/" in value else storage / (value or name or recipe)
-    folder = RunFolder.existing(path)
-    if not (folder.path / "result.json").exists() and not any(folder.checkpoints.glob("step-*")):
-        raise InputError(f"{folder.checkpoints}: no checkpoint to go on with; without --resume the run starts anew")
+    folder = RunFolder.existing(value if "/" in value else joined(storage, value or name or recipe))
+    if not (folder.path / "result.json").exists() and not folder.has_checkpoint():
+        where = joined(folder.where, "checkpoints")
+        raise InputError(f"{where}: no checkpoint to go on with; without --resume the run starts anew")
     return folder, folder.run()
 
 
@@ -79,20 +81,23 @@ def _preparing(run: Run, done: int, total: int) -> dict[str, Any]:
 def _pretrain(run: Run, folder: RunFolder) -> int:
     from robustscale.reports.finish import finish_run, show_result
 
-    begun = (folder.path / "result.json").exists() or any(folder.checkpoints.glob("step-*"))
+    folder.pull()
+    begun = (folder.path / "result.json").exists() or folder.has_checkpoint()
     if begun and (folder.path / "run.json").exists():
         before = folder.run()
         if identity(before) != identity(run):
-            raise InputError(f"{folder.path}: holds another run ({difference(before, run)}); take another --run-name")
+            raise InputError(f"{folder.where}: holds another run ({difference(before, run)}); take another --run-name")
         if (folder.path / "result.json").exists():
-            print(f"{folder.path}: this run is finished; take another --run-name for a new one")
+            print(f"{folder.where}: this run is finished; take another --run-name for a new one")
             if not (folder.path / "README.md").exists():
                 finish_run(folder)
+                folder.push()
             show_result(folder)
             return 0
     with folder.locked():
         _train(run, folder)
         finish_run(folder)
+        folder.push()
     show_result(folder)
     return 0
 
@@ -109,10 +114,11 @@ def _train(run: Run, folder: RunFolder) -> None:
         splits = Splits.of(run, *ensure(run.data, lambda done, total: display.update(_preparing(run, done, total))))
         spec = splits.spec(run)
         require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
-        if any(folder.checkpoints.glob("step-*")) and (folder.path / "data.json").exists():
+        if folder.has_checkpoint() and (folder.path / "data.json").exists():
             splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
         folder.write_run(run)
         folder.write("data.json", splits.facts(run))
+        folder.push()
         launch("pretrain", run, folder, display.update)
 
 

@@ -22,6 +22,7 @@ from robustscale.engine.folder import RunFolder, Weights
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.run import Run
+from robustscale.untrusted import expanded
 
 if TYPE_CHECKING:
     from data_loaders.beton import Beton
@@ -80,7 +81,7 @@ def main() -> int:
     args = sys.argv[1:]
     skip_bad, overwrite = cli.take_flag(args, "--skip-bad"), cli.take_flag(args, "--overwrite")
     options = cli.parse(Options, args, "python -m robustscale.pseudo_label", DESCRIPTION)
-    out = options.out.expanduser().resolve()
+    out = Path(os.path.realpath(expanded(options.out)))
     require(overwrite or not out.exists(), f"{out}: exists already; give another name, or --overwrite to replace it")
     folder = cli.existing_run(options.run)
     run = cli.with_workers(folder.run(), options.workers)

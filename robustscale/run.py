@@ -144,33 +144,84 @@ class Checkpoints:
     """Save after every so many epochs."""
     every_steps: int | None = None
     """Also every so many steps, within the epoch."""
+    every_seconds: float | None = 600.0
+    """Also when the newest is so old."""
     keep: int = 2
     """How many of the newest to keep."""
+    keep_best: int = 0
+    """And how many of those with the best held-out RA."""
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs: {self.every_epochs} is below 1")
         require(self.every_steps is None or self.every_steps >= 1, f"every_steps: {self.every_steps} is below 1")
+        require(
+            self.every_seconds is None or self.every_seconds > 0,
+            f"every_seconds: {self.every_seconds!r} is not positive; leave it out for none by the clock",
+        )
         require(self.keep >= 1, f"keep: {self.keep} is below 1; without a checkpoint nothing can resume")
+        require(self.keep_best >= 0, f"keep_best: {self.keep_best} is negative; 0 keeps the newest alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """A step whose loss or gradient is not finite, on any worker, is skipped by all and counted."""
+
+    skip: int = 10
+    """Such steps in a row that are skipped; one more and training has diverged."""
+    rollbacks: int = 0
+    """How often a diverged run goes back to its last checkpoint, at a lower rate, before it gives up."""
+    rollback_lr: float = 0.5
+    """What the learning rate is multiplied by at each."""
+
+    def __post_init__(self) -> None:
+        require(self.skip >= 0, f"skip: {self.skip} is negative; 0 stops at the first")
+        require(self.rollbacks >= 0, f"rollbacks: {self.rollbacks} is negative; 0 gives up at once")
+        require(0 < self.rollback_lr <= 1, f"rollback_lr: {self.rollback_lr!r} is outside (0, 1]; 0.5 is usual")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     workers: int = 2
     """Processes of the data-parallel group: one a GPU, or so many on CPUs."""
+    min_workers: int | None = None
+    """Elastic: with nodes lost, the run goes on with as few as these, and grows again when there are more. Numbers
+    that divide `shards` are used. By default it waits for all `workers`."""
+    engine: Literal["ddp", "zero0", "zero1", "zero2", "zero3"] = "ddp"
+    """ddp: distributed data parallel, by Accelerate. zeroN: DeepSpeed's ZeRO stage N, which shards over the workers the
+    optimizer's state (from 1) and gradients (2). Checkpoints hold the same whichever it is, and any may go on from
+    them. zero3, which shards the weights, is refused: see docs/architecture.md."""
     gpu: bool | None = None
     """Whether each worker takes a GPU; by default, if the cluster has any."""
     cpus_per_worker: int = 1
     """CPUs that a worker takes from the cluster, and its threads."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; each restart goes on from the last checkpoint."""
+    """Failures in a row without a new checkpoint in between after which the run gives up; each restart goes on from
+    the last checkpoint."""
     wait: float = 60.0
     """Seconds to wait for the cluster to have enough resources."""
+    hang: float = 600.0
+    """Seconds without a step, or in a collective, after which the worker behind is taken for hung and is killed."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, f"workers: {self.workers} is below 1")
         require(self.cpus_per_worker >= 1, f"cpus_per_worker: {self.cpus_per_worker} is below 1")
         require(self.max_failures >= 0, f"max_failures: {self.max_failures} is negative; 0 gives up at once")
         require(self.wait >= 0, f"wait: {self.wait!r} is negative; it is in seconds")
+        require(self.hang >= 1, f"hang: {self.hang!r} is below 1; it is in seconds, 600 is usual")
+        require(
+            self.min_workers is None or 1 <= self.min_workers <= self.workers,
+            f"min_workers: {self.min_workers} is outside 1..{self.workers}, the workers",
+        )
+        require(
+            self.engine != "zero3",
+            "engine: zero3 leaves the network without its weights between two passes, where checkpoints, averages and "
+            "awp read them, and second derivatives (llr) fail; take zero2",
+        )
+
+    def sizes(self, shards: int) -> tuple[int, ...]:
+        """Numbers of workers that the run may have, the largest first."""
+        least = self.workers if self.min_workers is None else self.min_workers
+        return tuple(n for n in range(self.workers, least - 1, -1) if shards % n == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +240,7 @@ class Run:
     https://arxiv.org/abs/1512.00567); 0.1 is usual. Attacks ascend the hard label's loss all the same."""
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    divergence: Divergence = Divergence()
     cluster: Cluster = Cluster()
     epochs: int = 200
     """Passes over the training part."""
@@ -207,6 +259,17 @@ class Run:
     """fast: a worker computes its shards as one batch, and gradients are all-reduced. deterministic: shard by
     shard, summed in a fixed order, so that any allowed number of workers ends bitwise equal; BatchNorm then sees a
     shard at a time."""
+    batch_norm: Literal["worker", "global"] = "worker"
+    """What BatchNorm's statistics are taken over in the training loss: a worker's images, or the global batch (a
+    collective more a layer, forward and backward; more memory than the fused layer). Where an attack takes them over a
+    batch, that is the worker's, so that attacks touch no collective."""
+    accumulation: int = 1
+    """Parts, of whole logical shards, that a worker computes its share of a batch in, one after the other, to save
+    memory. The step is the same but for BatchNorm, which sees a part at a time."""
+    compression: Literal["none", "bf16", "fp16"] = "none"
+    """What gradients are sent as between the workers. Sums are rounded, too: a little noise for half the bytes. fp16
+    loses what is below 6e-8. PowerSGD is not offered: its error feedback is a state of each worker's own, which neither
+    a checkpoint nor another number of workers could carry on."""
     log_every: int = 10
     """Steps between progress reports; metrics are reduced over the workers only then."""
 
@@ -241,6 +304,13 @@ class Run:
             f"batch_size: {self.batch_size} gives the {self.shards} shards fewer than 2 images each, too few for "
             "BatchNorm; lower shards or raise batch_size",
         )
+        require(self.accumulation >= 1, f"accumulation: {self.accumulation} is below 1; 1 computes a share as a whole")
+        require(
+            self.shards % (workers * self.accumulation) == 0,
+            f"accumulation: {self.accumulation} parts of each of {workers} workers do not divide the {self.shards} "
+            "shards; choose shards a multiple of both together",
+        )
+        self._require_engine()
         require(0 <= self.seed < 2**63, f"seed: {self.seed} is outside 0..2^63 - 1; any small number will do")
         require(
             self.data.unlabelled is None or 0 < self.labelled_batch_size < self.batch_size,
@@ -253,6 +323,26 @@ class Run:
         )
         if not _DRAFT.get():
             _require_parts(self, Setting(self.model, self.data.unlabelled is not None), "")
+
+    def _require_engine(self) -> None:
+        """What engines, and deterministic reduction, which sums shard by shard in its own order, are not for."""
+        engine = self.cluster.engine
+        require(
+            self.reduction == "fast" or engine == "ddp",
+            f"cluster.engine: {engine} sums gradients in its own order; take ddp, or reduction fast",
+        )
+        require(
+            self.precision != "fp16" or engine == "ddp",
+            f"cluster.engine: {engine} keeps gradients where fp16's loss scaling does not reach them; take ddp, or "
+            "precision bf16",
+        )
+        for name, usual in (("batch_norm", "worker"), ("accumulation", 1), ("compression", "none")):
+            value = getattr(self, name)
+            require(
+                self.reduction == "fast" or value == usual,
+                f"{name}: {value} has no meaning with deterministic reduction, which computes shard by shard and sums "
+                "in float32; leave it out, or take reduction fast",
+            )
 
     @property
     def labelled_batch_size(self) -> int:
@@ -305,15 +395,18 @@ def _require_pairs(part: object, path: str) -> None:
             require_pair(attack, getattr(part, "goal", None), f"{path}.{name}".lstrip("."))
 
 
+_NO_RESULT = ("name", "cluster", "checkpoints", "divergence", "log_every")
+
+
 def identity(run: Run) -> dict[str, object]:
     """The part of a configuration that determines the result: two runs with equal identity are one run.
 
     Left out: where data lies (data.json has the fingerprints) and how it is loaded, the workers (deterministic
-    reduction ends bitwise equal for any number; fast within rounding and BatchNorm's share), checkpoints, and how often
-    progress is reported.
+    reduction ends bitwise equal for any number; fast within rounding and BatchNorm's share), checkpoints, what is done
+    when training diverges, and how often progress is reported.
     """
     encoded = encode(run)
-    for name in ("name", "cluster", "checkpoints", "log_every"):
+    for name in _NO_RESULT:
         del encoded[name]
     for name in ("root", "loader", "workers"):
         del encoded["data"][name]
@@ -336,7 +429,7 @@ def difference(before: Run, now: Run) -> str:
 def same_result(saved: Mapping[str, Any], run: Run) -> bool:
     """Whether an identity, maybe saved before some fields were there, is this run's: what it lacks is the default."""
     whole = encode(run)
-    others = {name: whole[name] for name in ("name", "cluster", "checkpoints", "log_every")}
+    others = {name: whole[name] for name in _NO_RESULT}
     unlabelled = run.data.unlabelled or "named" if saved["data"].get("unlabelled") else None
     try:
         before = decode(Run, {**others, **saved, "data": {**saved["data"], "unlabelled": unlabelled}})

@@ -174,8 +174,8 @@ class Backend(Protocol):
     world: int
     device: torch.device
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Wrap the model so that `backward` leaves gradients averaged over the workers."""
+    def updater(self, network: nn.Module, run: Any) -> Any:
+        """The `engine.updater.Updater` of this network, which is on the device, for this Run."""
         ...
 
     def gather(self, tensor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ DOORS = (
     "forensics",
 )
 LAYERS = (
-    ("types", "noise", "threat", "losses", "errors", "fields", "config", "torchvision_guard"),
+    ("types", "noise", "threat", "losses", "errors", "fields", "config", "parallel", "untrusted", "torchvision_guard"),
     ("objectives", "attacks", "models"),
     ("run", "recipes", "engine", "evaluation", "reports", "testing"),
     ("cli", *DOORS),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.launch import require_answer
+from cluster.ray_cluster import require_answer
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
@@ -149,7 +149,7 @@ DAMAGE: list[tuple[str, Break, str]] = [
     ("truncated", cut, "train.beton: allocation table"),
     ("no test set", lambda d: (d / "test.beton").unlink(), "test.beton: No such file or directory"),
     ("no sidecar", lambda d: (d / "test.beton.json").unlink(), "its sidecar test.beton.json is missing"),
-    ("labels", wrong_labels, "field label: 9 is outside the 9 classes"),
+    ("labels", wrong_labels, "9 is outside the 9 classes"),
 ]
 
 

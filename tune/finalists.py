@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.launch import attempt, interruptible, job, short
+from cluster.attempt import attempt, job, short
+from cluster.orders import interruptible
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError, WorkersFailed
 from robustscale.evaluation.pareto import order

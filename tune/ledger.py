@@ -21,6 +21,7 @@ from typing import Any
 
 from robustscale.errors import InputError
 from robustscale.fields import require
+from robustscale.untrusted import LINES, require_size
 
 Record = dict[str, Any]
 
@@ -81,6 +82,7 @@ class Ledger:
     def _read_on(self) -> bytes:
         """Read the whole lines that are new; returns what comes after the last of them."""
         try:
+            require_size(self.path, "check the path and its owner", LINES)
             # Locked: a torn tail must not be exchanged for a new line halfway through the reading of it.
             with _locked(self.path, os.O_RDONLY, fcntl.LOCK_SH) as fd:
                 new = _read(fd, self._num_bytes)

@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cluster.launch import in_cluster, interruptible, prepare_nodes, ray_cluster
+from cluster.nodes import prepare_nodes
+from cluster.orders import interruptible
+from cluster.ray_cluster import in_cluster, ray_cluster
 from robustscale.errors import InputError
 from robustscale.run import Cluster, Run
 from tune.finalists import judge_finalists, unjudged

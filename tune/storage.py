@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from robustscale.errors import InputError
+from robustscale.untrusted import LINES, require_size
 from tune.spaces import Space, difference
 
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OptunaError)
@@ -93,6 +94,7 @@ def existing_storage(storage: str) -> BaseStorage:
         raise InputError(f"{storage}: is not there; give the storage of a search that was started")
     if "://" in storage:
         return _database(storage)
+    require_size(Path(storage), "give the storage of a search that was started", LINES)
     try:
         return JournalStorage(JournalFileBackend(storage))
     except (OSError, *_DAMAGED) as error:

@@ -22,7 +22,7 @@ from tune.importances import importances
 from tune.ledger import Ledger, Record
 from tune.spaces import Space
 from tune.storage import clear, open_storage, reachable
-from tune.sweep import trial_id
+from tune.sweep import require_id, trial_id
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"sa": "maximize", "ra": "maximize", "cost": "minimize"}
@@ -136,7 +136,7 @@ class Study:
 
     def _restore(self, asked: Record) -> None:
         """Add a trial of the ledger to the study."""
-        trial, ended = asked["trial"], self._ended.get(asked["trial"])
+        trial, ended = require_id(asked["trial"]), self._ended.get(asked["trial"])
         fixed = FixedTrial(asked["values"], asked["number"])
         for path in asked["values"]:  # each alone, for its distribution: to build a Run takes a hundred times as long
             self._space.dimensions[path].suggest(fixed, path)

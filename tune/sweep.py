@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
-from robustscale.config import decode, encode
+from robustscale.config import decode, encode, shown
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError
+from robustscale.fields import require
 from robustscale.run import Run, identity
 from robustscale.run import difference as run_difference
 from tune.ledger import Ledger
@@ -17,6 +21,7 @@ from tune.settings import Settings
 from tune.spaces import Space, difference
 
 SCHEMA = 1
+_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class Sweep(RunFolder):
@@ -32,6 +37,7 @@ class Sweep(RunFolder):
         sweep = cls(path)
         if not sweep.ledger_path.is_file():
             raise InputError(f"{path}: not a search's folder (it has no ledger.jsonl); give the folder that it printed")
+        sweep.require_whole()
         return sweep
 
     def ledger(self) -> Ledger:
@@ -65,8 +71,9 @@ class Sweep(RunFolder):
         header, options = self.header(records), _options(records)
         if header is None:
             raise InputError(f"{self.ledger_path}: its first line is damaged; restore it from a copy")
-        settings = Settings.of(header["settings"]) if options is None else Settings.read(options)
-        return decode(Run, header["run"]), Space.from_text(header["space"]), settings
+        with self.as_written():
+            settings = Settings.of(header["settings"]) if options is None else Settings.read(options)
+            return decode(Run, header["run"]), Space.from_text(header["space"]), settings
 
     def require_same(self, run: Run, space: Space, settings: Settings) -> None:
         """Raise InputError where this folder holds a search of something else; it need not be there."""
@@ -74,23 +81,38 @@ class Sweep(RunFolder):
         if header is None:
             return
         other = "take another --run-name"
-        before = Space.from_text(header["space"])
+        with self.as_written():
+            before, whole = Space.from_text(header["space"]), decode(Run, header["run"])
+            dict(header["settings"])
         if before.as_text() != space.as_text():
             raise InputError(f"{self.path}: holds a search of another space; {other}\n{difference(before, space)}")
         for name, value in settings.identity().items():
             if header["settings"].get(name) != value:
                 raise InputError(f"{self.path}: {name} was {header['settings'].get(name)!r}, now {value!r}; {other}")
-        whole = decode(Run, header["run"])
         if identity(whole) != identity(run):
             raise InputError(f"{self.path}: holds another search ({run_difference(whole, run)}); {other}")
 
+    @contextlib.contextmanager
+    def as_written(self) -> Iterator[None]:
+        """A line's checksum tells damage, not who wrote it."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.ledger_path}: not what a search writes; restore it from a copy") from error
+
     def trial(self, trial: str) -> RunFolder:
-        return RunFolder(self.path / "trials" / trial)
+        return RunFolder(self.path / "trials" / require_id(trial))
 
 
 def _options(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Those of the last start."""
     return next((record["options"] for record in reversed(records) if record["kind"] == "options"), None)
+
+
+def require_id(trial: str) -> str:
+    """Raises InputError for what is no trial's ID, and so might name another folder."""
+    require(_ID.fullmatch(trial) is not None, f"ledger.jsonl: {shown(trial)} is no trial's ID; restore it from a copy")
+    return trial
 
 
 def trial_id(run: Run) -> str:

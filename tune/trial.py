@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import attempt, job, short
+from cluster.attempt import attempt, job, short
 from robustscale.config import decode
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import Diverged, InputError, WorkersFailed
 from robustscale.run import Run
+from tune.sweep import require_id
 
 DYING = "stacks.txt"
 """In a trial's folder: where its process stood when it crashed, or when its watchdog ended it."""
@@ -38,7 +39,7 @@ def trial(config: Mapping[str, Any], *, sweep: str, gpu: bool, hang: float) -> N
     from ray import tune
 
     run = decode(Run, config["run"])
-    folder = RunFolder(Path(sweep, "trials", config["id"]))
+    folder = RunFolder(Path(sweep, "trials", require_id(config["id"])))
 
     def emit(record: dict[str, Any]) -> None:
         last = record.get("epoch") == run.epochs

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from data_loaders.sources.base import Request, Source
 from robustscale.errors import InputError
+from robustscale.untrusted import expanded
 
 
 @cache
@@ -33,9 +34,9 @@ def open_source(spec: str, split: str | None = None, *, root: Path | None = None
     kind, _, path = spec.partition(":")
     if kind not in kinds():
         kind, path = _recognise(spec), spec
-    location = Path(path).expanduser() if path else None
+    location = expanded(path) if path else None
     root = root or Path("~/.cache/robustscale/downloads")
-    request = Request(spec, kind, location, split, root.expanduser(), download)
+    request = Request(spec, kind, location, split, expanded(root), download)
     source: Source = kinds()[kind].open_source(request)
     if len(source) == 0:
         raise InputError(f"{spec}: split {source.split} holds no images")
@@ -43,7 +44,7 @@ def open_source(spec: str, split: str | None = None, *, root: Path | None = None
 
 
 def _recognise(spec: str) -> str:
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if not path.exists():
         kind = spec.partition(":")[0]
         close = difflib.get_close_matches(kind, kinds(), n=1)

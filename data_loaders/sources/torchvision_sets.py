@@ -29,6 +29,8 @@ NAMES = {
     "imagenet": "ImageNet",
 }
 KINDS = (*NAMES, "torchvision")
+_UNPICKLING = ("LSUN", "LSUNClass")
+"""They keep an index beside the images, as a pickle without a checksum."""
 
 
 def open_source(request: Request) -> Source:
@@ -38,8 +40,11 @@ def open_source(request: Request) -> Source:
     """
     name = str(request.path) if request.kind == "torchvision" else NAMES[request.kind]
     root = request.root if request.kind == "torchvision" or request.path is None else request.path
-    kind = getattr(ensure_torchvision().datasets, name, None)
-    if not inspect.isclass(kind):
+    sets = ensure_torchvision().datasets
+    kind = getattr(sets, name, None) if name in sets.__all__ else None
+    if name in _UNPICKLING:
+        raise InputError(f"{request.spec}: torchvision reads pickles that anybody may have put there; take folder:PATH")
+    if not inspect.isclass(kind) or not issubclass(kind, sets.VisionDataset):
         raise InputError(f"{request.spec}: torchvision has no data set {name}; write torchvision:CIFAR10, for example")
     dataset, split = _open(kind, request, root)
     labels = _labels(dataset, request)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from robustscale.engine.updater import Plain
+from robustscale.run import Run
+
 
 class LocalBackend:
     """A world of one."""
@@ -15,8 +18,8 @@ class LocalBackend:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        return model
+    def updater(self, network: nn.Module, run: Run) -> Plain:
+        return Plain("local", network, network, run)
 
     def gather(self, tensor: Tensor) -> Tensor:
         return tensor[None]

@@ -27,9 +27,9 @@ from torch.utils.flop_counter import flop_registry
 
 from robustscale.engine.backend import LocalBackend
 from robustscale.engine.step import TrainStep
+from robustscale.engine.synthetic import images_like
 from robustscale.evaluation.accuracy import judge
 from robustscale.evaluation.words import Attacker
-from robustscale.noise import Noise
 from robustscale.run import Run
 from robustscale.types import Backend, Batch, DataSpec, Progress, Share
 
@@ -54,13 +54,15 @@ def step_flops(run: Run, network: nn.Module, spec: DataSpec) -> float:
     Others are deterministic, or counted as these few images have it. `network` may be in use: a copy is counted, on its
     device.
     """
-    plain = dataclasses.replace(run, precision="fp32", reduction="fast", clip=None)
+    plain = dataclasses.replace(
+        run, precision="fp32", reduction="fast", clip=None, accumulation=1, batch_norm="worker", compression="none"
+    )
 
     def count(objective: Any) -> int:
         step = TrainStep(dataclasses.replace(plain, objective=objective), copy.deepcopy(network), _backend(network))
 
         def of_batch(n: int) -> int:
-            batch = _batch(network, spec, n)
+            batch = images_like(network, spec, n)
             if run.data.unlabelled is not None:
                 batch = batch._replace(labelled=batch.index % 2 == 0)
             # The learning rate 0: the weights stay, so that both batches meet the same network.
@@ -80,7 +82,7 @@ def look_flops(run: Run, network: nn.Module, spec: DataSpec) -> float:
     """
     evaluation, model = run.evaluation, copy.deepcopy(network).float()
     attackers = {"monitor": Attacker(evaluation.monitor, evaluation.goal)}
-    images = _Images(_batch(model, spec, LOOKED_AT))
+    images = _Images(images_like(model, spec, LOOKED_AT))
 
     def look() -> None:
         judge(model, images, attackers, _backend(model), 0, draws=evaluation.draws)
@@ -165,15 +167,6 @@ def _device(network: nn.Module) -> torch.device:
 
 def _backend(network: nn.Module) -> Backend:
     return LocalBackend(_device(network))
-
-
-def _batch(network: nn.Module, spec: DataSpec, n: int) -> Batch:
-    """Images of uniform noise with labels by lot; of the network's precision."""
-    weight = next(network.parameters())
-    index = torch.arange(n, device=weight.device)
-    noise = Noise.of(0, index, "flops")
-    x = noise.fold("image").uniform(spec.channels, spec.height, spec.width).to(weight.dtype)
-    return Batch.of(x, noise.fold("label").below(spec.classes), index)
 
 
 class _Images:

@@ -6,12 +6,14 @@ from content; it does not tell who wrote it, so what is read is still only JSON 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,10 +78,9 @@ def _seal(body: Mapping[str, Any]) -> bytes:
     return to_json({**body, "digest": _digest(to_json(body))})
 
 
-def manifest(step: int, parent: int | None, files: Mapping[str, bytes]) -> bytes:
-    """The manifest of these contents; `parent` is the step of the checkpoint before this one."""
-    entries = {name: File(len(data), _digest(data)) for name, data in files.items()}
-    return _seal({"schema": SCHEMA, "step": step, "parent": parent, "files": entries})
+def manifest(step: int, parent: int | None, files: Mapping[str, File]) -> bytes:
+    """The manifest of these files; `parent` is the step of the checkpoint before this one."""
+    return _seal({"schema": SCHEMA, "step": step, "parent": parent, "files": files})
 
 
 def verify(folder: Path) -> Saved:
@@ -106,7 +107,7 @@ def verify(folder: Path) -> Saved:
     if not right or not all(map(FILE.fullmatch, files)):
         raise Broken(f"{MANIFEST} is damaged, or of another checkpoint")
     for name, file in files.items():
-        _read_verified(folder / name, file)
+        _check(folder / name, file)
     try:
         state = dict(json.loads(_read_verified(folder / "state.json", files["state.json"])))
     except (TypeError, ValueError, RecursionError):
@@ -114,15 +115,31 @@ def verify(folder: Path) -> Saved:
     return Saved(folder, step, state, files)
 
 
+def _check(path: Path, file: File) -> None:
+    """Raises Broken; holds no more than a piece of the file."""
+    with _opened(path, file.size) as content:
+        _compare(path, file, hashlib.file_digest(content, "sha256").hexdigest())
+
+
 def _read_verified(path: Path, file: File) -> bytes:
     data = _read(path, file.size)
-    if _digest(data) != file.sha256:
-        raise Broken(f"{path.name} is damaged: its content is not what was saved")
+    _compare(path, file, _digest(data))
     return data
 
 
+def _compare(path: Path, file: File, digest: str) -> None:
+    if digest != file.sha256:
+        raise Broken(f"{path.name} is damaged: its content is not what was saved")
+
+
 def _read(path: Path, size: int | None = None) -> bytes:
-    """A regular file of this size, or a manifest; raises Broken."""
+    with _opened(path, size) as content:
+        return content.read()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, size: int | None) -> Iterator[BufferedReader]:
+    """A regular file of this size, or a manifest; raises Broken, also for what fails while it is read."""
     try:
         found = path.lstat()
         # Before opening: a link may lead out of the folder, a pipe waits for ever, a wrong size may fill the memory.
@@ -130,7 +147,8 @@ def _read(path: Path, size: int | None = None) -> bytes:
             raise Broken(f"{path.name} is not a regular file")
         if found.st_size > _LARGEST if size is None else found.st_size != size:
             raise Broken(f"{path.name} has {found.st_size} bytes" + f", not {size}" * (size is not None))
-        return path.read_bytes()
+        with path.open("rb") as content:
+            yield content
     except PermissionError:
         # No damage: to go on without it would throw the run's progress away.
         raise InputError(f"{path}: may not be read; give this user access to the checkpoints") from None

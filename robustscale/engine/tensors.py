@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from robustscale.errors import Diverged, InputError
 from robustscale.types import State
+
+Parts = list[bytes | memoryview]
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# Entries of a tensor that are looked at together: looking makes copies.
+_AT_ONCE = 2**20
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], State]:
@@ -34,6 +51,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, _, name = key.partition(".")
         entries.setdefault(int(number), {})[name] = value
     try:
+        _require_fitting(optimizer, entries)
         optimizer.load_state_dict({"state": entries, "param_groups": groups})
     except ValueError as error:
         raise InputError(
@@ -41,15 +59,37 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         ) from None
 
 
-def serialize(tensors: Mapping[str, Tensor], where: str) -> bytes:
-    """As safetensors, whatever the memory format, and also where tensors are tied or views into one storage.
+def _require_fitting(optimizer: torch.optim.Optimizer, entries: Mapping[int, Mapping[str, Any]]) -> None:
+    """Torch looks at no shape, and would fail within a step. Raises ValueError."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, state in entries.items():
+        for name, value in state.items():
+            shapes = [(), (1,), *(p.shape for p in parameters[number : number + 1])]
+            if isinstance(value, Tensor) and tuple(value.shape) not in map(tuple, shapes):
+                raise ValueError(f"{number}.{name} has shape {[*value.shape]}")
 
-    Raises Diverged, naming the tensor, for a value that is not finite: such a state would push out the good ones.
+
+def serialize(tensors: Mapping[str, Tensor], where: str) -> Parts:
+    """As safetensors (https://github.com/huggingface/safetensors#format): the parts of a file, in their order.
+
+    length of the header (8 bytes, little endian) | header (JSON) | the tensors' bytes, row by row
+
+    What is contiguous and on the CPU is not copied: its part is a view, so it must not change until it is written. The
+    library's own writer holds all of it twice more, and Python's lock all the while, which stalls training. Tied
+    tensors and views into one storage are written each on its own. Raises Diverged, naming the tensor, for a value
+    that is not finite: such a state would push out the good ones.
     """
-    copies = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    for name, tensor in copies.items():
-        if not tensor.isfinite().all():
+    header, parts, end = {}, [], 0
+    # The widest types first: then each tensor starts at a multiple of its type's size.
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if not all(part.isfinite().all() for part in flat.split(_AT_ONCE)):
             raise Diverged(
                 f"{where} {name} is not finite; such a state is not saved. Lower optimizer.lr, or set clip to 1"
             )
-    return safetensors.torch.save(copies)
+        parts.append(flat.view(torch.uint8).numpy().data)
+        start, end = end, end + flat.nbytes
+        header[name] = {"dtype": _DTYPES[flat.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *parts]

@@ -33,6 +33,7 @@ from robustscale.models.network import build
 from robustscale.reports.progress import duration
 from robustscale.run import Run
 from robustscale.types import Backend, Batch, Loader
+from robustscale.untrusted import read_lines
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -113,14 +114,14 @@ class Kept:
 
     def read(self) -> dict[int, list[int]]:
         """By id; without a torn last line."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        remedy = "delete the line, or the file"
         try:
-            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            rows = [json.loads(line) for line in read_lines(self.path, remedy)]
             whole = all(len(row) == 5 and all(isinstance(number, int) for number in row) for row in rows)
-            require(whole, f"{self.path}: a line is no row of five numbers; delete the line, or the file")
+            require(whole, f"{self.path}: a line is no row of five numbers; {remedy}")
             return {row[0]: row for row in rows}
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{self.path}: a damaged line ({error}); delete the line, or the file") from None
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}: a damaged line ({str(error)[:100]}); {remedy}") from None
 
     def mend(self) -> None:
         """Drop a torn last line, so that the next is not written behind it."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from robustscale.engine.folder import publish
 from robustscale.errors import InputError
 from robustscale.losses import cross_entropy
+from robustscale.untrusted import open_tensors, parse_json
 
 SCHEMA = 1
 CLIP = 5.0
@@ -71,14 +71,15 @@ def save_detector(path: Path, detector: Detector, levels: Tensor, facts: Mapping
 
 def load_detector(path: Path, names: Sequence[str]) -> tuple[Detector, Tensor, dict[str, Any]]:
     """Detector, levels and facts. Raises InputError where it is missing, damaged, or reads other clues than `names`."""
+    anew = "the same command without --image writes it anew"
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
+        with open_tensors(path, anew) as file:
+            facts = dict(parse_json((file.metadata() or {})["facts"], f"{path}: metadata", anew))
             tensors = {name: file.get_tensor(name) for name in ("mean", "scale", "weight", "bias", "levels")}
     except FileNotFoundError:
         raise InputError(f"{path}: missing; the same command without --image trains the detector") from None
-    except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: no detector ({error}); the same command without --image writes it anew") from None
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no detector ({error}); {anew}") from None
     if facts.get("schema") != SCHEMA or facts.get("clues") != list(names):
         raise InputError(f"{path}: reads other clues than this version; the command without --image writes it anew")
     levels = tensors.pop("levels")

@@ -33,9 +33,19 @@ NUM_SHOWN = 10
 
 
 def read_test_set(
-    run: Run, folder: RunFolder, which: Weights, test: Loader, backend: Backend, emit: Emit, seconds: float
+    run: Run,
+    folder: RunFolder,
+    which: Weights,
+    test: Loader,
+    backend: Backend,
+    emit: Emit,
+    seconds: float,
+    training: Mapping[str, Any],
 ) -> None:
-    """Judge the finished run under its own evaluation attack; writes result.json last, which makes the run finished."""
+    """Judge the finished run under its own evaluation attack; writes result.json last, which makes the run finished.
+
+    `training`: facts of it for the result.
+    """
     started = time.monotonic()
     network = build(run.model, folder.spec()).to(backend.device)
     facts = folder.load_weights(which, network)
@@ -57,7 +67,7 @@ def read_test_set(
         held_out = {k: facts[k] for k in ("held_out_sa", "held_out_ra") if k in facts}
         wall = seconds + time.monotonic() - started
         more = {"workers": backend.world, "wall_seconds": wall, "versions": versions()} | _drawn(network, run)
-        folder.write("result.json", {**result, **held_out, **more})
+        folder.write("result.json", {**result, **held_out, **training, **more})
     backend.barrier()
 
 

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,8 @@ from robustscale.engine.folder import RunFolder, Weights, publish
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models.interpolation import interpolated
-from robustscale.models.network import build
 from robustscale.models.statistics import statistics
+from robustscale.untrusted import open_tensors, read_tensors
 
 
 def kept_weights(folder: RunFolder, wanted: Weights | None) -> Weights:
@@ -30,9 +29,7 @@ def kept_weights(folder: RunFolder, wanted: Weights | None) -> Weights:
 
 
 def load(folder: RunFolder, weights: Weights, device: torch.device) -> nn.Module:
-    network = build(folder.run().model, folder.spec())
-    folder.load_weights(weights, network)
-    return network.to(device).eval()
+    return folder.network(weights).to(device)
 
 
 def statistics_path(folder: RunFolder, other: RunFolder, t: float) -> Path:
@@ -62,22 +59,22 @@ def interpolated_network(folder: RunFolder, other: RunFolder, t: float, wanted: 
     ends = [load(each, which, torch.device("cpu")) for each, which in zip((folder, other), weights, strict=True)]
     state = interpolated(ends[0], ends[1], t)
     if t not in (0, 1) and statistics(ends[0]):
-        state |= _read_statistics(folder, other, weights, t)
+        state |= _read_statistics(folder, other, weights, t, statistics(ends[0]))
     ends[0].load_state_dict(state)
     return ends[0]
 
 
 def _read_statistics(
-    folder: RunFolder, other: RunFolder, weights: tuple[Weights, Weights], t: float
+    folder: RunFolder, other: RunFolder, weights: tuple[Weights, Weights], t: float, like: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     path = statistics_path(folder, other, t)
     judge_first = f"judge it: python -m robustscale.frontier --interpolate {folder.path} {other.path} --at {t!r}"
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            found, ends = {k: file.get_tensor(k) for k in sorted(file.keys())}, (file.metadata() or {}).get("ends")
+        with open_tensors(path, judge_first) as file:
+            found, ends = read_tensors(file, like), (file.metadata() or {}).get("ends")
     except FileNotFoundError:
         raise InputError(f"{path}: missing; BatchNorm has no statistics there yet, {judge_first}") from None
-    except safetensors.SafetensorError as error:
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read ({error}); {judge_first}") from None
     require(ends == _ends(folder, other, weights), f"{path}: of other weights than the runs have now; {judge_first}")
     return found

@@ -16,6 +16,7 @@ from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models.resnet import ResNet
 from robustscale.models.slimmable import SwitchableBatchNorm2d
+from robustscale.models.sync_batch_norm import over_workers, track
 from robustscale.models.wrapping import replace
 from robustscale.types import DataSpec, Model
 
@@ -199,6 +200,9 @@ class DualBatchNorm2d(nn.Module):
     parameters and statistics, and their modes decide, as in a BatchNorm2d; their own forward is never called.
     """
 
+    synchronised = False
+    """Whether, within `parallel.averaging`, a group is that of all workers."""
+
     def __init__(self, norm: nn.BatchNorm2d, condition: _Condition) -> None:
         super().__init__()
         require(norm.momentum is not None, "model: has BatchNorm of cumulative average (momentum None); give it 0.1")
@@ -224,12 +228,17 @@ class DualBatchNorm2d(nn.Module):
             """(N, C) -> (2, C): the mean over each group. Not a product of matrices, which autocast would round."""
             return (share[:, :, None] * moment).sum(1)
 
-        mean = group(x.mean((2, 3)))
-        centred = x - _each(mean, zero)
+        mean = own = group(x.mean((2, 3)))
+        centred = x - _each(own, zero)
         var = group(centred.square().mean((2, 3)))
+        values = count[:, None] * (x.shape[2] * x.shape[3])
+        if self.synchronised:
+            mean, var, values = over_workers(own, var, values)
         for number, norm in enumerate((self.clean, self.adversarial)):
-            _track(norm, mean[number], var[number], count[number] * (x.shape[2] * x.shape[3]))
+            track(norm, mean[number], var[number], values[number])
         scale, shift = self._affine(var)
+        if mean is not own:
+            shift = shift + (own - mean) * scale
         return centred * _each(scale, zero) + _each(shift, zero)
 
     def _by_running(self, x: Tensor, zero: Tensor) -> Tensor:
@@ -249,18 +258,3 @@ class DualBatchNorm2d(nn.Module):
 def _each(groups: Tensor, zero: Tensor) -> Tensor:
     """(2, C) -> (N, C, 1, 1): each image's own."""
     return torch.where(zero[:, None], groups[0], groups[1])[:, :, None, None]
-
-
-@torch.no_grad()
-def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, values: Tensor) -> None:
-    """Running statistics of one group, by its mean and unbiased variance; of one value there is none."""
-    if not norm.training or not norm.track_running_stats or norm.running_mean is None:
-        return
-    assert norm.running_var is not None and norm.momentum is not None
-    if norm.num_batches_tracked is not None:
-        # Whatever the group's size, so that all workers count alike; with a momentum, nothing depends on it.
-        norm.num_batches_tracked.add_(1)
-    unbiased = var * (values / (values - 1).clamp_min(1))
-    weight = norm.momentum * (values > 1).to(norm.running_mean.dtype)
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), weight)

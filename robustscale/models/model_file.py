@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import pydantic
-import safetensors
 import safetensors.torch
 from torch import nn
 
 from robustscale.config import decode, encode
 from robustscale.errors import InputError
-from robustscale.models.network import Network, build
+from robustscale.models.network import Network, as_spec, build, shapes
 from robustscale.types import DataSpec, Model
+from robustscale.untrusted import open_tensors, parse_json, read_tensors
 
 
 def save(path: Path, network: nn.Module, model: Model, spec: DataSpec) -> None:
@@ -29,20 +29,25 @@ def load(path: Path) -> Network:
 
     Raises InputError where the file is missing, is not safetensors, or is not one of `save`.
     """
+    remedy = "give a file that export wrote"
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); give a file that export wrote") from None
+        with open_tensors(path, remedy) as file:
+            return _described(path, file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: cannot be read as safetensors (it is not there); {remedy}") from None
+
+
+def _described(path: Path, file: Any) -> Network:
+    metadata = file.metadata() or {}
     try:
-        model = decode(Model, json.loads(metadata["model"]))  # type: ignore[type-abstract]
-        spec = pydantic.TypeAdapter(DataSpec).validate_json(metadata["spec"])
-        network = build(model, spec)
-        network.load_state_dict(tensors)
+        model, spec = (parse_json(metadata[name], name, "export it anew") for name in ("model", "spec"))
+        described = decode(Model, model), as_spec(spec)  # type: ignore[type-abstract]
+        tensors = read_tensors(file, shapes(*described).state_dict())
     except KeyError as error:
         raise InputError(f"{path}: has no {error} in its metadata; write it with --format safetensors") from None
-    except (InputError, ValueError, RuntimeError) as error:
+    except (InputError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: does not describe its own network ({reason}); export it anew") from None
+    network = build(*described)
+    network.load_state_dict(tensors)
     return network.eval()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +51,31 @@ def build(model: Model, spec: DataSpec, seed: int = 0, *, starting: bool = False
             stack.enter_context(pretrained.starting())
         torch.default_generator.manual_seed(seed)
         return Network(normalize, model.build(spec), spec.classes)
+
+
+def shapes(model: Model, spec: DataSpec) -> Network:
+    """The same network without its weights: it takes no memory, and nothing can be computed with it. Raises InputError
+    where torch cannot even describe it."""
+    try:
+        with torch.device("meta"):
+            return build(model, spec)
+    except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model: no such network can be built ({reason}); make it smaller") from None
+
+
+_SPEC = pydantic.TypeAdapter(DataSpec, config=pydantic.ConfigDict(allow_inf_nan=False))
+
+
+def as_spec(value: Any) -> DataSpec:
+    """From JSON types. Raises ValueError, naming what is out of range."""
+    spec = _SPEC.validate_python(value)
+    for name, most in (("channels", 2**12), ("height", 2**16), ("width", 2**16), ("classes", 2**20)):
+        if not 1 <= getattr(spec, name) <= most:
+            raise ValueError(f"{name}: outside 1..{most:,}")
+    if not len(spec.mean) == len(spec.std) == spec.channels or min(spec.std) <= 0:
+        raise ValueError("mean, std: not one number a channel, or no positive std")
+    return spec
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.torchvision_guard import ensure_torchvision
+from robustscale.untrusted import expanded, require_regular
 
 IMAGENET = "imagenet"
 _STARTING: ContextVar[bool] = ContextVar("starting", default=False)
@@ -47,7 +48,7 @@ def file_of(weights: str, arch: str) -> tuple[Path, str]:
     Raises InputError where it cannot be fetched.
     """
     if weights != IMAGENET:
-        return Path(weights).expanduser(), ""
+        return expanded(weights), ""
     url = ensure_torchvision().models.get_model_weights(arch).DEFAULT.url
     name = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -71,6 +72,7 @@ def read(path: Path, digest: str) -> dict[str, Tensor]:
     `digest`.
     """
     try:
+        require_regular(path, "give the path of a file of weights")
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from robustscale.attacks.base import gradient_scale
 from robustscale.fields import require
 from robustscale.objectives.pgd_at import PgdAt
+from robustscale.parallel import mean_
 from robustscale.types import Batch, Loss, Objective, Progress
 
 
@@ -63,13 +64,11 @@ class Awp(Objective):
             return self.objective.loss(model, batch, found, at)
         loss_of = _LossOf(self.objective, model)
         inputs = (batch, found, at)
-        moved: Loss = functional_call(loss_of, self._moved(loss_of, _gradients(loss_of, inputs)), inputs)
-        return moved
-
-    def _moved(self, loss_of: nn.Module, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """w + v by name, of the tensors that move; functions of w."""
-        weights = {name: w for name, w in loss_of.named_parameters() if w.dim() > 1 and name in gradients}
-        return {name: w + self._step(w.detach(), gradients.pop(name)) for name, w in weights.items()}
+        weights = {name: w for name, w in loss_of.named_parameters() if w.requires_grad and w.dim() > 1}
+        gradients = _gradients(loss_of, weights, inputs)
+        moved = {name: w + self._step(w.detach(), gradients.pop(name)) for name, w in weights.items()}
+        result: Loss = functional_call(loss_of, moved, inputs)
+        return result
 
     def _step(self, w: Tensor, g: Tensor) -> Tensor:
         # Scaled twice: the square of a confident network's gradient would vanish in float32.
@@ -91,19 +90,16 @@ class _LossOf(nn.Module):
         return self.objective.loss(self.model, batch, found, at)
 
 
-def _gradients(loss_of: _LossOf, inputs: tuple[Batch, Any, Progress]) -> dict[str, Tensor]:
+def _gradients(
+    loss_of: _LossOf, weights: dict[str, nn.Parameter], inputs: tuple[Batch, Any, Progress]
+) -> dict[str, Tensor]:
     """The loss's gradients by name, up to a common factor; averaged over the workers. Buffers and `.grad` stay."""
     copies = {name: buffer.clone() for name, buffer in loss_of.named_buffers()}
     value = functional_call(loss_of, copies, inputs).value
-    named = dict(loss_of.named_parameters())
-    before = {name: p.grad for name, p in named.items()}
-    try:
-        for p in named.values():
-            p.grad = None
-        # `backward`, not autograd.grad: DDP's hooks, which average, hang on the accumulation into `.grad`.
-        with torch.autocast(value.device.type, enabled=False):
-            (value * gradient_scale(value)).backward()
-        return {name: p.grad for name, p in named.items() if p.grad is not None}
-    finally:
-        for name, p in named.items():
-            p.grad = before[name]
+    with torch.autocast(value.device.type, enabled=False):
+        # Not `backward`, on whose accumulation into `.grad` engines hang their own averaging.
+        scaled = value * gradient_scale(value)
+        found = torch.autograd.grad(scaled, list(weights.values()), allow_unused=True, materialize_grads=True)
+    gradients = [g.contiguous() for g in found]
+    mean_(gradients)
+    return dict(zip(weights, gradients, strict=True))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder, publish
+from robustscale.errors import InputError
 from robustscale.evaluation.certificates import certification_folder
 from robustscale.evaluation.words import Attacker, name_of
 from robustscale.reports.card import model_card
@@ -23,25 +22,38 @@ from robustscale.reports.frontier_table import frontier_table
 from robustscale.reports.gallery import draw_gallery
 from robustscale.reports.tables import attacker_of, evaluation_table, result_table
 from robustscale.run import Run
+from robustscale.untrusted import open_tensors
+
+_ANEW = "restore it from a copy"
 
 
 def finish_run(folder: RunFolder) -> None:
     """Draw curves.png and examples.png, then write README.md. Safe to repeat."""
-    run, data, result = folder.run(), folder.read("data.json"), folder.read("result.json")
+    run = folder.run()
+    with folder.reading("data.json") as data, folder.reading("result.json") as result:
+        _draw_run(folder, run, data, result)
+
+
+def _draw_run(folder: RunFolder, run: Run, data: dict[str, Any], result: dict[str, Any]) -> None:
     about, attack = f"{run.name}: {source_name(run)}", name_of(attacker_of(result))
     monitor = name_of(Attacker(run.evaluation.monitor, run.evaluation.goal))
     draw_curves(read_lines(folder), folder.path / "curves.png", f"{about}, RA under {monitor}")
-    shown: dict[str, Any] = safetensors.torch.load_file(folder.gallery)
+    try:
+        with open_tensors(folder.gallery, _ANEW) as file:
+            shown: dict[str, Any] = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except FileNotFoundError:
+        raise InputError(f"{folder.gallery}: missing; {_ANEW}") from None
     title = f"{about}, first images of the test set under {attack}"
     draw_gallery(**shown, classes=data["classes"], path=folder.path / "examples.png", title=title)
-    card = model_card(run, data, result, result["versions"], result["wall_seconds"], str(folder.path))
+    card = model_card(run, data, result, result["versions"], result["wall_seconds"], folder.where)
     publish(folder.path / "README.md", card.encode())
 
 
 def show_result(folder: RunFolder) -> None:
     """Print the table of a finished run, and where it lies."""
-    result_table(folder.run(), folder.read("data.json"), folder.read("result.json"))
-    print(f"\n{folder.path}/")
+    with folder.reading("data.json") as data, folder.reading("result.json") as result:
+        result_table(folder.run(), data, result)
+    print(f"\n{folder.where}/" + f"  (here: {folder.path}/)" * (folder.mirror is not None))
 
 
 def finish_evaluation(folder: RunFolder, run: Run, where: Path) -> None:

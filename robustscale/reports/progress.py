@@ -105,8 +105,9 @@ class Screen(ABC):
 class Display(Screen):
     """Shows the records of a run.
 
-    It takes the records of metrics.jsonl, {"event": "note", "message"}, and any record with "done" and "total", such
-    as {"event": "judge", "attack", "done", "total"}. An epoch that comes again after a restart is not shown again.
+    It takes the records of metrics.jsonl, {"event": "note", "message"}, {"event": "workers", "workers", "of",
+    "attempt"}, and any record with "done" and "total", such as {"event": "judge", "attack", "done", "total"}. An epoch
+    that comes again after a restart is not shown again.
     """
 
     def __init__(
@@ -126,6 +127,8 @@ class Display(Screen):
         self.figures: list[str] = []
         self.held_out: list[str] = []
         self.last_epoch = 0
+        self.group: list[str] = []
+        """Of the workers, what is worth a word: fewer than wished for, begun again."""
 
     def _take(self, record: Mapping[str, Any]) -> None:
         event = record["event"]
@@ -133,6 +136,8 @@ class Display(Screen):
             self._step(record)
         elif event == "epoch":
             self._epoch(record)
+        elif event == "workers":
+            self._workers(record)
         elif "done" in record and "total" in record:
             self._part(record)
         else:
@@ -152,6 +157,13 @@ class Display(Screen):
         shown = [text(record[name]) for name, text in formats.items() if name in record]
         self.figures = [f"step {record['step']}/{total}", *shown]
         self._maybe_line()
+
+    def _workers(self, record: Mapping[str, Any]) -> None:
+        workers, of, restarts = record["workers"], record["of"], record["attempt"] - 1
+        fewer = [f"{workers} of {of} workers"] if workers < of else []
+        self.group = [*fewer, *([f"{restarts} restart{'s' * (restarts > 1)}"] if restarts else [])]
+        if self.group:
+            self._line(", ".join(self.group))
 
     def _epoch(self, record: Mapping[str, Any]) -> None:
         if record["epoch"] <= self.last_epoch:
@@ -174,7 +186,9 @@ class Display(Screen):
         if self._due(finished):
             left = self.pace.left()
             share = [] if self.pace.phase == "step" else [self.pace.share()]
-            self._line("  ".join([" ".join([self.label, *share]), *self.figures, *([left] if left else [])]))
+            self._line(
+                "  ".join([" ".join([self.label, *share]), *self.figures, *self.group, *([left] if left else [])])
+            )
 
     def _picture(self) -> Group:
         bar = Table.grid(padding=(0, 1))
@@ -182,4 +196,4 @@ class Display(Screen):
         progress = ProgressBar(total=max(self.pace.total, 1), completed=self.pace.done, width=40)
         bar.add_row(Text(self.title, style="bold"), Text(self.label), progress, Text(self.pace.share()), Text(left))
         held_out = [f"held out {', '.join(self.held_out)}"] if self.held_out else []
-        return Group(bar, Text("  ".join([*self.figures, *held_out]), style="dim"))
+        return Group(bar, Text("  ".join([*self.figures, *held_out, *self.group]), style="dim"))

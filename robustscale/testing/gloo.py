@@ -14,20 +14,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+IMPORTED_ONCE = ("torch.distributed", "robustscale.engine.trainer", "cluster.ddp_backend")
+"""By the process that ranks are forked from: importing them takes seconds. What can't be imported there is left out."""
+
 
 class RankFailed(RuntimeError):
     """A rank raised, died or took too long; the message holds its traceback."""
 
 
 def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120.0) -> list[Any]:
-    """[fn(rank, *args) for each rank], each rank a spawned process in one gloo group, one torch thread each.
+    """[fn(rank, *args) for each rank], each rank a process of its own in one gloo group, one torch thread each.
 
     `fn` is a function at the top of a module and may use `torch.distributed`. Nothing leaves the loopback device.
     Raises RankFailed with the first failing rank's traceback, and ends the other ranks.
     """
     # The parent holds the store: port 0 lets the system choose, so no other process can take the port meanwhile.
     store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED_ONCE))
     pipes = [context.Pipe() for _ in range(world)]
     ranks = [
         context.Process(target=_rank, args=(fn, rank, world, store.port, timeout, pipes[rank][1], args), daemon=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from ffcv.fields import IntField, NDArrayField, RGBImageField
 from ffcv.writer import DatasetWriter
 from numpy.typing import NDArray
 
-from data_loaders import layout
-from data_loaders.beton import SCHEMA, Beton, sidecar_path
+from data_loaders.beton import Beton, sidecar_path
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -47,24 +45,6 @@ def write(path: Path, images: list[NDArray[np.uint8]], kind: str) -> Beton:
     field = NDArrayField(np.dtype("u1"), images[0].shape) if kind == "array" else RGBImageField(kind, jpeg_quality=90)
     writer = DatasetWriter(str(path), {"image": field, "label": IntField()}, page_size=1 << 21, num_workers=1)
     writer.from_indexed_dataset(_Rows(images), shuffle_indices=False)
-    content = path.read_bytes()
-    tables = layout.read_tables(lambda offset, size, _: content[offset : offset + size], len(content))
-    sizes = {image.shape[:2] for image in images}
-    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
-    sidecar = {
-        "schema": SCHEMA,
-        "source": "test",
-        "split": "train",
-        "num_examples": len(images),
-        "classes": list(CLASSES),
-        "channels": images[0].shape[2],
-        "height": height,
-        "width": width,
-        "format": kind,
-        "size": len(content),
-        "tables": tables.digest,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "fingerprint": "",
-    }
-    sidecar_path(path).write_text(json.dumps(sidecar))
+    about = {"source": "test", "split": "train", "classes": list(CLASSES), "format": kind}
+    sidecar_path(path).write_text(json.dumps(Beton(path, about=about).sidecar))
     return Beton(path)

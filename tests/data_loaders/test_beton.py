@@ -103,8 +103,8 @@ ARRAY_DAMAGE: dict[str, tuple[Callable[[Editable], Any], str]] = {
     "table outside": (lambda f: f.header["table"].fill(2**63 + 5), "do not fit"),
     "table in the rows": (lambda f: f.header["table"].fill(30), "do not fit"),
     "fields exchanged": (lambda f: f.fields.__setitem__("name", [b"label", b"image"]), "instead of image and label"),
-    "label of floats": (lambda f: f.fields["type"].__setitem__(1, 0), "field label: type 0"),
-    "image of bytes": (lambda f: f.fields["type"].__setitem__(0, 3), "field image: type 3"),
+    "label of floats": (lambda f: f.fields["type"].__setitem__(1, 0), "field label, byte 1,065: type 0"),
+    "image of bytes": (lambda f: f.fields["type"].__setitem__(0, 3), "field image, byte 24: type 3"),
     "array read as image": (
         lambda f: f.fields["type"].__setitem__(0, layout.RGB_IMAGE_FIELD),
         "do not fit|allocation|row",
@@ -192,11 +192,12 @@ def test_label_outside_the_classes(array_file: Editable, label: int) -> None:
     content = array_file.bytes.tobytes()
     said["tables"] = layout.read_tables(lambda at, size, _: content[at : at + size], len(content)).digest
     sidecar.write_text(json.dumps(said))
-    refused(array_file, f"row 3, field label: {label} is outside the 10 classes")
+    refused(array_file, f"row 3, field label, byte [0-9,]+: {label} is outside the 10 classes")
 
 
 SIDECARS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "schema": (lambda s: s.update(schema=2), "schema 2"),
+    "schema": (lambda s: s.update(schema=3), "schema 3; this version reads 1 and 2"),
+    "schema missing": (lambda s: s.pop("schema"), "schema None"),
     "size": (lambda s: s.update(size=1), "size 1"),
     "classes missing": (lambda s: s.pop("classes"), "classes"),
     "classes empty": (lambda s: s.update(classes=[]), "classes"),
@@ -204,7 +205,10 @@ SIDECARS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "too few classes": (lambda s: s.update(classes=["a"]), "outside the 1 classes"),
     "format": (lambda s: s.update(format="jpg"), "format 'jpg'"),
     "unknown format": (lambda s: s.update(format="png"), "format 'png'"),
-    "sha256 missing": (lambda s: s.pop("sha256"), "lacks sha256"),
+    "pages missing": (lambda s: s.pop("pages"), "lacks pages, a sha256 for each of 1;"),
+    "a page too many": (lambda s: s["pages"].append(s["pages"][0]), "lacks pages"),
+    "pages of numbers": (lambda s: s.update(pages=[5]), "lacks pages"),
+    "schema 1 without sha256": (lambda s: s.update(schema=1), "lacks sha256"),
     "fingerprint a number": (lambda s: s.update(fingerprint=5), "lacks fingerprint"),
     "height": (lambda s: s.update(height=9), "height 9"),
     "channels": (lambda s: s.update(channels=3), "channels 3"),
@@ -253,9 +257,9 @@ def test_jpeg_that_cannot_be_decoded(mixed_file: Editable) -> None:
     table = mixed_file.table
     mixed_file.bytes[int(table["ptr"][1] + table["size"][1]) - 1] = 0
     beton = mixed_file.open()
-    with pytest.raises(InputError, match=r"row 1, field image: the JPEG can't be decoded"):
+    with pytest.raises(InputError, match=r"row 1, field image, byte [\d,]+: the JPEG can't be decoded"):
         beton.image(1)
-    with pytest.raises(InputError, match="sha256"):
+    with pytest.raises(InputError, match=r"page 1, byte 8,388,608: not what was written .*robustscale.prepare"):
         beton.verify()
 
 
@@ -265,56 +269,3 @@ def test_file_that_shrinks_while_open(array_file: Editable) -> None:
     assert beton.image(11).shape == (8, 8, 1)
     with pytest.raises(InputError, match="ends within row 12"):
         beton.image(12)
-
-
-def equal_or_refused(path: Path, original: Beton, images: list[NDArray[np.uint8]]) -> bool:
-    """Whether it was refused."""
-    try:
-        beton = Beton(path)
-        read = [beton.image(i) for i in range(len(beton))]
-    except InputError:
-        return True
-    assert len(read) == len(images)
-    assert all(np.array_equal(a, b) for a, b in zip(read, images, strict=True))
-    assert np.array_equal(beton.labels, original.labels)
-    return False
-
-
-@pytest.mark.parametrize("kind", ["array", "mixed"])
-def test_fuzz(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Bits flipped anywhere in the tables, and files cut anywhere."""
-    original: Beton = request.getfixturevalue(f"{kind}_beton")
-    images = [original.image(i) for i in range(len(original))]
-    file = Editable(original, tmp_path / "fuzzed.beton")
-    random = np.random.default_rng(0)
-    end = layout.ROWS_START + file.rows.nbytes
-    in_tables = np.concatenate([np.arange(end), np.arange(len(file.bytes) - file.table.nbytes, len(file.bytes))])
-    num_refused = 0
-    for _ in range(300):
-        at = random.choice(in_tables, random.integers(1, 4))
-        saved = file.bytes[at].copy()
-        file.bytes[at] ^= (1 << random.integers(0, 8, len(at))).astype(np.uint8)
-        num_refused += equal_or_refused(file.path, original, images)
-        file.bytes[at] = saved
-    assert num_refused == 300
-    assert not equal_or_refused(file.path, original, images)
-    size = len(file.bytes)
-    cuts = {
-        0,
-        1,
-        23,
-        24,
-        layout.ROWS_START,
-        end - 1,
-        end,
-        size - file.table.nbytes,
-        size - 1,
-        *random.integers(0, size, 40),
-    }
-    for cut in sorted(cuts, reverse=True):
-        os.truncate(file.path, cut)
-        assert equal_or_refused(file.path, original, images), cut
-    shutil.copy(original.path, file.path)
-    with file.path.open("ab") as appended:
-        appended.write(b"\0" * 24)
-    assert equal_or_refused(file.path, original, images)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ import pytest
 import torch
 
 from data_loaders import ffcv_loader
-from data_loaders.augment import Request
 from data_loaders.beton import Beton
-from data_loaders.ffcv_loader import FfcvImages
 from data_loaders.pipelines import LoaderKind, make_loader
 from robustscale.errors import InputError
 from robustscale.types import Loader, Share
@@ -100,7 +99,7 @@ def test_loaders_agree_on_random_resized_crop(files: Files, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "torch", "resident"])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_number_of_workers_changes_nothing(files: Files, kind: LoaderKind, world: int) -> None:
     whole = list(loader(kind, files["grey"], augmentation="pad_crop_flip").epoch(1))
     ranks = [
@@ -202,49 +201,15 @@ def test_two_ffcv_loaders_may_run_at_once(files: Files) -> None:
     assert_equal([pair[1] for pair in together], alone[1])
 
 
-@pytest.mark.parametrize("kind", ["ffcv", "torch"])
-def test_a_jpeg_that_cannot_be_decoded_is_named(tmp_path: Path, kind: LoaderKind) -> None:
-    file = write(tmp_path / "damaged.beton", smooth_images(SIZES), "jpg")
-    content = bytearray(file.path.read_bytes())
-    start = content.index(file.stored(7))
-    # The start of its scan's data: a marker where pixels should be, and nothing after it.
-    scan = content.index(b"\xff\xda", start) + 14
-    content[scan : start + len(file.stored(7))] = b"\xff\xd9" * ((start + len(file.stored(7)) - scan) // 2 + 1)
-    file.path.write_bytes(content[: file.size])
-    with pytest.raises(InputError, match=r"row 7\b.*JPEG"):
-        list(loader(kind, file, image_size=20, shuffle=False).epoch(0))
-
-
-def requests(file: Beton) -> Iterator[Request]:
-    rows = np.arange(4)
-    yield Request(rows, np.zeros((4, 4), np.int64))
-
-
-def test_an_error_in_ffcvs_thread_reaches_the_consumer(files: Files) -> None:
-    def failing() -> Iterator[Request]:
-        yield from requests(files["grey"])
-        raise ConnectionError("the storage is gone")
-
-    images = FfcvImages(files["grey"], (8, 8), 4, 1).images(failing())
-    assert len(next(images)) == 4
-    with pytest.raises(RuntimeError, match=re.escape("FFCV failed: ConnectionError('the storage is gone')")):
-        next(images)
-    assert not ffcv_threads()
-
-
-def test_waiting_for_ffcv_ends(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ffcv_loader, "TIMEOUT", 0.2)
-    hung = threading.Event()
-
-    def hanging() -> Iterator[Request]:
-        yield from requests(files["grey"])
-        hung.wait(0.6)
-
-    images = FfcvImages(files["grey"], (8, 8), 4, 1).images(hanging())
-    next(images)
-    with pytest.raises(RuntimeError, match="gave no batch for 0 s"):
-        next(images)
-    assert not ffcv_threads()
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_pixels_are_a_function_of_seed_epoch_and_example(tmp_path: Path) -> None:
+    """In a process that has four threads, however few cores there are."""
+    command = [sys.executable, "-m", "tests.data_loaders.pixel_hashes", str(tmp_path)]
+    environment = os.environ | {"NUMBA_NUM_THREADS": "4"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 4 * 4 * 3 * 1900
 
 
 @pytest.mark.parametrize(

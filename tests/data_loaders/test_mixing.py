@@ -92,7 +92,7 @@ def test_a_stream_goes_on_where_it_was_cut_and_repeats_nothing_in_a_pass(n: int,
 
 
 @pytest.mark.parametrize("kind", ["ffcv", "torch", "resident"])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_batches_are_right_for_any_loader_and_number_of_workers(files: Files, kind: LoaderKind, world: int) -> None:
     change = {"augmentation": "pad_crop_flip", "padding": 2}
     ranks = [list(loader(kind, files["grey"], rank=r, world=world, **change).epoch(2)) for r in range(world)]

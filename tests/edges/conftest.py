@@ -38,9 +38,11 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+        "RAY_metrics_report_interval_ms": "1000",  # 10 s by default
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "TEST_CACHE": str(cache),
+        "RAY_TEMP": str(temp),
     }
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "4"]
     command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--temp-dir", str(temp), "--disable-usage-stats"]

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import ray_cluster
+from cluster.ray_cluster import ray_cluster
 from robustscale import recipes
 from robustscale.config import override
 from tune.search import run_trials

@@ -85,6 +85,7 @@ def test_the_same_name_with_another_configuration_is_refused(
     assert done.stdout.count("\n") == 1 and "seed: 0 there, 7 now" in done.stdout
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_image_once_whatever_the_workers(
     finished: tuple[RunFolder, str], command: Command, ray_head: dict[str, str]
 ) -> None:
@@ -165,10 +166,11 @@ def test_without_a_cluster_a_run_starts_one_and_shuts_down_that_one_alone(
         assert there.connect_ex(("127.0.0.1", int(session))) == 0
 
 
+@pytest.mark.slow
 def test_two_clusters_of_its_own_in_one_process() -> None:
     """As `frontier --from-run RUN --beside OTHER` starts them, one after the other: each has a secret, and Ray reads
     that once in a process."""
-    code = "from cluster.launch import ray_cluster; from robustscale.run import Cluster\n"
+    code = "from cluster.ray_cluster import ray_cluster; from robustscale.run import Cluster\n"
     code += "for _ in range(2):\n    with ray_cluster(Cluster(workers=1), print):\n        pass\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from robustscale.config import components, override
 from robustscale.engine.backend import LocalBackend
 from robustscale.engine.callback import Callback
 from robustscale.engine.callbacks.averaging import Averager
+from robustscale.engine.callbacks.checkpointing import Checkpointing
+from robustscale.engine.checkpoint import Store
 from robustscale.engine.optim import SGD
 from robustscale.engine.trainer import Trainer
 from robustscale.models.network import build
@@ -129,7 +132,7 @@ class Trace(Callback):
         self.losses: list[float] = []
 
     def after_step(self, trainer: Trainer) -> None:
-        if trainer.reported:
+        if trainer.reported and "loss" in trainer.record:  # not of steps that were all skipped
             self.losses.append(trainer.record["loss"])
 
 
@@ -140,22 +143,26 @@ def train(
     backend = backend or LocalBackend()
     trace = Trace()
     every: list[Callback] = [trace, *Averager.of(run), *callbacks]
-    if root is not None:
-        from robustscale.engine.callbacks.checkpointing import Checkpointing
-        from robustscale.engine.checkpoint import Store
-
-        every.append(Checkpointing(run, Store(root, run.checkpoints.keep), lambda record: None))
     network = build(run.model, SPEC, run.seed)
-    trainer = Trainer(run, network, MemoryLoader(run, backend.rank, backend.world), backend, every)
-    trainer.fit()
+    with contextlib.ExitStack() as stack:
+        if root is not None:
+            store = Store(root, run.checkpoints.keep, run.checkpoints.keep_best)
+            every.append(stack.enter_context(contextlib.closing(Checkpointing(run, store, lambda record: None))))
+        trainer = Trainer(run, network, MemoryLoader(run, backend.rank, backend.world), backend, every)
+        trainer.fit()
     return trace.losses, {k: v.clone() for k, v in trainer.judged.state_dict().items()}, trainer
 
 
-def train_rank(rank: int, run: Run, world: int) -> tuple[list[float], dict[str, Tensor]]:
-    """For `run_ranks`: one rank of a group, with the backend that runs use."""
+def ddp_backend(rank: int, world: int) -> Backend:
+    """That of runs, in the group of `run_ranks`."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # the group is there already; Accelerate only looks
     from cluster.ddp_backend import DdpBackend
 
-    losses, state, _trainer = train(run, DdpBackend(cpu=True))
+    return DdpBackend(cpu=True)
+
+
+def train_rank(rank: int, run: Run, world: int) -> tuple[list[float], dict[str, Tensor]]:
+    """For `run_ranks`: one rank of a group, with the backend that runs use."""
+    losses, state, _trainer = train(run, ddp_backend(rank, world))
     return losses, state

@@ -69,7 +69,7 @@ def test_smoothed_loss(seed: int) -> None:
     logits = reference(share.batch.x)
     every: list[Tensor] = [cross_entropy(logits, torch.full_like(share.batch.y, k)) for k in range(10)]
     expected = 0.9 * cross_entropy(logits, share.batch.y) + 0.1 * torch.stack(every).mean(0)
-    metrics = TrainStep(run, network, LocalBackend())(share, AT, 1.0)
+    metrics = TrainStep(run, network, LocalBackend())(share, AT, 1.0).metrics
     # The targets are float32: 0.9 and 0.1 are rounded.
     torch.testing.assert_close(metrics["loss"], expected.mean().detach(), rtol=1e-6, atol=1e-7)
 

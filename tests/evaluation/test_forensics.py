@@ -214,7 +214,7 @@ def test_a_detector_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing; the same command without --image"):
         load_detector(path, ["a"])
     path.write_bytes(b"{}")
-    with pytest.raises(InputError, match="no detector"):
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
         load_detector(path, ["a"])
     detector = Detector.fit(torch.eye(4), torch.arange(4) % 2, 2)
     save_detector(path, detector, torch.zeros(256), {"clues": ["a"]})

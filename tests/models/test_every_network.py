@@ -88,7 +88,7 @@ def test_a_training_step_moves_every_parameter(model: Model, precision: str) -> 
     network, loader = build(model, SPEC, run.seed), MemoryLoader(run, 0, 1)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     step = TrainStep(run, network, LocalBackend())
-    metrics = step(next(iter(loader.epoch(0))), Progress(0, 0, 0, 10), 1.0)
+    metrics = step(next(iter(loader.epoch(0))), Progress(0, 0, 0, 10), 1.0).metrics
     assert metrics["loss"].isfinite()
     for name, p in network.named_parameters():
         assert p.dtype == torch.float32 and p.isfinite().all() and not torch.equal(p, before[name]), name

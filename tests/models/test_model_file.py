@@ -90,7 +90,7 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path, metadata: dict[str
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a network, but long enough to have a header")
     for path in (tmp_path / "text", tmp_path / "missing", tmp_path):
-        with pytest.raises(InputError, match="cannot be read as safetensors"):
+        with pytest.raises(InputError, match=r"cannot be read as safetensors|not a regular file"):
             model_file.load(path)
 
 

@@ -155,7 +155,7 @@ def test_a_checkpoint_keeps_alphas_apart(tmp_path: Path) -> None:
     rest, resumed, trainer = train(run, root=tmp_path)
     assert rest == losses[3:]
     assert all(torch.equal(resumed[name], value) for name, value in state.items())
-    assert [group["weight_decay"] for group in trainer.train_step.optimizer.param_groups] == [5e-4, 0]
+    assert [group["weight_decay"] for group in trainer.train_step.updater.optimizer.param_groups] == [5e-4, 0]
 
 
 class StopAt(Callback):

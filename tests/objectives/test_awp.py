@@ -11,12 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.group import Group
 from robustscale.attacks.pgd import PGD
 from robustscale.errors import InputError
 from robustscale.objectives.awp import Awp
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.trades import Trades
+from robustscale.parallel import averaging
 from robustscale.testing.contracts import AT, Recording, TinyNet, gradients, random_batch
 from robustscale.testing.gloo import run_ranks
 from robustscale.types import Batch, Loss, Objective, Progress
@@ -188,9 +190,10 @@ def on_two_ranks(rank: int, objective: Awp, batch: Batch) -> tuple[dict[str, Ten
     model = DistributedDataParallel(TinyNet().double().train())
     model.broadcast_buffers = False
     before = [p.detach().clone() for p in model.parameters()]
-    found = gradients(objective, model, mine)
-    # Once more: after the first backward pass DDP lays its buckets out anew.
-    again = gradients(objective, model, mine)
+    with averaging(Group(torch.device("cpu"))):
+        found = gradients(objective, model, mine)
+        # Once more: after the first backward pass DDP lays its buckets out anew.
+        again = gradients(objective, model, mine)
     assert all(torch.allclose(found[name], again[name], rtol=1e-12, atol=1e-14) for name in found)
     return found, all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from robustscale import untrusted
 from robustscale.engine.callback import Callback
 from robustscale.engine.folder import RunFolder, publish
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
+from robustscale.fields import require
 
 
 class Log(Callback):
@@ -59,10 +61,11 @@ class Log(Callback):
 
 def read_lines(folder: RunFolder) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, without a torn last line."""
-    if not folder.metrics.exists():
-        return []
-    lines = folder.metrics.read_text().splitlines(keepends=True)
+    remedy = "delete the line, or the file"
     try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder.metrics}: a damaged line ({error}); delete the line, or the file") from None
+        records = [json.loads(line) for line in untrusted.read_lines(folder.metrics, remedy)]
+        known = all(isinstance(record["event"], str) and isinstance(record["step"], int) for record in records)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{folder.metrics}: a damaged line ({str(error)[:100]}); {remedy}") from None
+    require(known, f"{folder.metrics}: a line that is no record of a run; {remedy}")
+    return records

@@ -1,0 +1,75 @@
+"""A batch of noise before the first step: what does not fit, or does not fit together, is found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from robustscale.attacks.base import attacking
+from robustscale.engine.step import TrainStep
+from robustscale.engine.synthetic import images_like
+from robustscale.errors import InputError
+from robustscale.noise import Noise, drawing
+from robustscale.run import Run
+from robustscale.types import DataSpec, Progress
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def rehearse(step: TrainStep, spec: DataSpec, num_held_out: int) -> None:
+    """One part of a worker's share through objective and backward pass, and one batch of a look at the held-out part.
+
+    On the bare network: no collective, and nothing is changed. Raises InputError.
+    """
+    run, world = step.run, step.backend.world
+    per_shard = -(-run.batch_size // run.shards)
+    shards = 1 if run.reduction == "deterministic" else run.shards // (world * run.accumulation)
+    n = per_shard * shards
+    more = "" if run.reduction == "deterministic" else f"raise accumulation above {run.accumulation}, "
+    with _explained(f"batch_size: {n} images of training at once", f"{more}take precision bf16, or lower it", spec):
+        _train(step, spec, n)
+    n = min(run.evaluation.batch_size, -(-num_held_out // world))
+    if n > 0:
+        with _explained(f"evaluation.batch_size: {n} images of a look at the held-out part at once", "lower it", spec):
+            _look(run, step, spec, n)
+
+
+def _train(step: TrainStep, spec: DataSpec, n: int) -> None:
+    run, network = step.run, step.network
+    batch = images_like(network, spec, n)
+    if run.data.unlabelled is not None:
+        batch = batch._replace(labelled=batch.index % 2 == 0)
+    before = [b.clone() for b in network.buffers()]
+    network.train()
+    try:
+        # As late as can be: what begins in the course of training, such as AWP, is in.
+        value, _ = step.loss(network, step.smoothed(batch), Progress(run.seed, run.epochs - 1, 1, 2), 1.0, 0)
+        torch.autograd.grad(value, step.parameters, allow_unused=True)
+    finally:
+        torch._foreach_copy_(list(network.buffers()), before)
+        step.attack.laps.clear()
+
+
+def _look(run: Run, step: TrainStep, spec: DataSpec, n: int) -> None:
+    batch = images_like(step.network, spec, n)
+    x = batch.x.requires_grad_()
+    noise = Noise.of(run.seed, batch.index, "rehearsal")
+    with attacking(step.network, relax=False) as f, drawing(noise.fold("network")):
+        torch.autograd.grad(run.evaluation.goal.score(f, x, batch.y, noise)(x).sum(), x)
+
+
+@contextmanager
+def _explained(what: str, remedy: str, spec: DataSpec) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        line = " ".join(str(error).split())[:300]
+        if isinstance(error, MemoryError) or any(words in line.lower() for words in _NO_MEMORY):
+            raise InputError(f"{what} do not fit into memory; {remedy} ({line})") from error
+        size = f"{spec.channels} x {spec.height} x {spec.width}"
+        raise InputError(
+            f"model, objective: a first batch of images of {size} fails ({line}); choose a model for this size, or set "
+            "data.image_size"
+        ) from error
