@@ -67,7 +67,7 @@ class Settings:
         require(self.reduction_factor >= 2, f"reduction_factor: {self.reduction_factor} is below 2; 3 is usual")
         require(0 <= self.noise < 1, f"noise: {self.noise!r} is outside [0, 1); it is a share of images")
         require(self.retries >= 0, f"retries: {self.retries} is negative; 0 gives up at once")
-        require(0 < self.hang < math.inf, f"hang: {self.hang!r} is no positive number of seconds; 900 is usual")
+        require(0 < self.hang < math.inf, f"hang: {self.hang!r} is not positive and finite; it is in seconds")
         require(
             self.gpus_per_worker > 0 and (self.gpus_per_worker <= 1),
             f"gpus_per_worker: {self.gpus_per_worker!r} is outside (0, 1]; 0.5 puts two trainings on a GPU",

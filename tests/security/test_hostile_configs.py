@@ -147,7 +147,7 @@ def drawn(num: int, folder: Path) -> None:
     @settings(max_examples=num)
     @given(configurations(), st.sampled_from(ROUTES))
     def check(data: Any, route: Callable[[Any, Path], object]) -> None:
-        outcome(lambda: route(data, folder))
+        outcome(lambda: route(data, folder), 10 * SECONDS)  # the first of a kind imports what it needs
 
     check()
 
