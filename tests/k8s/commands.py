@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from robustscale import frontier, pretrain
+from robustscale.engine.remote import is_url
 from robustscale.errors import InputError
-from tests.k8s.policy import COMPONENT, GPU
+from tests.k8s.policy import COMPONENT, GPU, secrets_of
 from tests.k8s.quantities import amount
 from tests.k8s.rendering import Document, cluster_of, groups, of_kind, templates, title
 
@@ -103,7 +104,10 @@ def _lasting(command: str, document: Document) -> Iterator[str]:
             continue
         kept = [path + "/" for path in _kept(template["spec"])]
         for option, path in paths.items():
-            if not any(path.startswith(mount) for mount in kept):
+            if option == "storage" and is_url(path):
+                if not secrets_of(template["spec"]["containers"][0]):
+                    yield f"{name}: has no keys for --{option} {path}"
+            elif not any(path.startswith(mount) for mount in kept):
                 yield f"{name}: --{option} {path} is in no lasting volume"
     if any("spot" in str(group["template"]["spec"].get("tolerations")) for group in groups(document)):
         patience = {"robustscale.pretrain": "cluster.max-failures", "robustscale.frontier": "retries"}

@@ -291,7 +291,16 @@ def _network(documents: list[Document]) -> Iterator[str]:
             yield from (f"{title(policy)}: {problem}" for problem in _ingress(rule))
         for rule in spec.get("egress", []):
             yield from (f"{title(policy)}: {problem}" for problem in _egress(rule, spec["podSelector"]))
+    opened = any(policy["metadata"]["name"] == "object-store" for policy in policies)
+    pods = [template["spec"] for ray in of_kind(documents, "RayCluster", "RayJob") for _, template in templates(ray)]
+    if opened != any(secrets_of(container) for pod in pods for container in pod.get("containers", [])):
+        yield "the way to an object store, and the keys for it, belong together"
     yield from _needed(documents, policies)
+
+
+def secrets_of(container: Document) -> list[str]:
+    """Whose entries are its environment."""
+    return [source["secretRef"]["name"] for source in container.get("envFrom", []) if "secretRef" in source]
 
 
 def _ingress(rule: Document) -> Iterator[str]:
@@ -311,6 +320,10 @@ def _ingress(rule: Document) -> Iterator[str]:
 def _egress(rule: Document, selected: Document) -> Iterator[str]:
     peers, ports = rule.get("to") or [], _ports(rule)
     autoscaler = {"ray.io/node-type": "head", COMPONENT: "dev"}
+    if selected.get("matchLabels") == {"ray.io/is-ray-node": "yes"}:
+        if ports != {(443, "TCP")}:
+            yield "lets the pods out to more than an object store's port"
+        return
     if selected.get("matchLabels") == autoscaler:
         if not ports or not ports <= {(443, "TCP"), (6443, "TCP")}:
             yield "lets the autoscaler out to more than the Kubernetes API's ports"

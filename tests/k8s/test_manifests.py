@@ -14,7 +14,7 @@ each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 def test_the_overlays_are_those_that_are_named_in_the_tests() -> None:
-    assert OVERLAYS == ["a100-spot", "cpu-smoke", "h100-multinode"]
+    assert OVERLAYS == ["a100-spot", "a100-spot-s3", "cpu-smoke", "h100-multinode"]
 
 
 @each_overlay

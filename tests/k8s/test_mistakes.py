@@ -13,7 +13,7 @@ from tests.k8s.rendering import Document, of_kind, rendered
 
 pytestmark = pytest.mark.usefixtures("kubectl")
 Documents = list[Document]
-SMOKE, SPOT, QUEUED = "cpu-smoke", "a100-spot", "h100-multinode"
+SMOKE, SPOT, STORE, QUEUED = "cpu-smoke", "a100-spot", "a100-spot-s3", "h100-multinode"
 
 
 def job(documents: Documents) -> Document:
@@ -488,6 +488,19 @@ MISTAKEN: Mistakes = {
         "no lasting volume",
     ),
     "no patience": (SMOKE, lambda d: say(d, "--cluster.wait 600", "--cluster.wait 60"), "nodes take minutes"),
+    "a bucket without keys": (SMOKE, lambda d: say(d, "/mnt/robustscale/runs", "s3://bucket/runs"), "has no keys"),
+    "a worker without keys": (STORE, lambda d: container(d).pop("envFrom"), "gpu: has no keys"),
+    "keys in plain text": (
+        STORE,
+        lambda d: container(d).update(env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}]),
+        "in plain text",
+    ),
+    "keys that lead nowhere": (STORE, lambda d: drop(d, "NetworkPolicy", "object-store"), "belong together"),
+    "a store at any port": (
+        STORE,
+        lambda d: policy(d, "object-store")["egress"][0].pop("ports"),
+        "object store's port",
+    ),
     "few failures on spot nodes": (
         SPOT,
         lambda d: say(d, "--cluster.max-failures 100", "--cluster.max-failures 3"),
