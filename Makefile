@@ -21,7 +21,7 @@ test: setup ## everything that CI runs: format, lint, types, tests (not those ma
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 check: test ## the same as make test
 

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -127,17 +128,20 @@ def test_what_else_listens_asks_for_the_token_or_tells_figures_alone(ray_head: d
     """Ray opens its other ports on every address, whatever --node-ip-address says: docs/operations.md says so. Those
     that speak HTTP refuse a stranger, or show Prometheus figures and take nothing."""
     dashboard = int(ray_head["RAY_API_SERVER_ADDRESS"].rpartition(":")[2])
-    ports = set(listeners(list(processes(ray_head)))) - {dashboard}
+    speaking: list[int] = []
+    deadline = time.monotonic() + 60  # agents come up after the dashboard
+    while not speaking and time.monotonic() < deadline:
+        time.sleep(0.5)
+        ports = set(listeners(list(processes(ray_head)))) - {dashboard}
+        for port in sorted(ports):
+            for method, path, body in [*AGENT, *RUNTIME_ENV]:
+                try:
+                    answer = status(method, f"http://127.0.0.1:{port}{path}", body, None)
+                except (OSError, ValueError, http.client.HTTPException):
+                    continue  # gRPC, or another address than loopback
+                speaking.append(answer)
+                assert answer in (401, 403, 404, 405) or (answer == 200 and method == "GET"), (port, path, answer)
     assert len(ports) >= 5
-    speaking = []
-    for port in sorted(ports):
-        for method, path, body in [*AGENT, *RUNTIME_ENV]:
-            try:
-                answer = status(method, f"http://127.0.0.1:{port}{path}", body, None)
-            except (OSError, ValueError, http.client.HTTPException):
-                continue  # gRPC, or another address than loopback
-            speaking.append(answer)
-            assert answer in (401, 403, 404, 405) or (answer == 200 and method == "GET"), (port, path, answer)
     assert speaking
 
 
