@@ -43,7 +43,7 @@ class Link:
         self.sent: SimpleQueue[tuple[Any, torch.futures.Future[Any], float]] = SimpleQueue()
         threading.Thread(target=self._deliver, daemon=True).start()
 
-    def send(self, state: object, bucket: Any) -> torch.futures.Future[Any]:
+    def send(self, bucket: Any) -> torch.futures.Future[Any]:
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
         now = time.monotonic()
@@ -87,7 +87,10 @@ def steps(options: dict[str, Any]) -> None:
     network = build(run.model, spec)
     step = TrainStep(run, network, backend)
     if options["gbps"] and backend.world > 1:
-        step.updater.model.register_comm_hook(None, Link(options["gbps"], backend.world).send)
+        # Not the method itself: DDP refuses annotations that are strings.
+        step.updater.model.register_comm_hook(
+            Link(options["gbps"], backend.world), lambda link, bucket: link.send(bucket)
+        )
     n = GLOBAL_BATCH // backend.world
     batch = images_like(network, spec, GLOBAL_BATCH).rows(slice(backend.rank * n, (backend.rank + 1) * n))
     share = Share(batch, (n * backend.world // 4,) * (4 // backend.world), GLOBAL_BATCH)
@@ -104,7 +107,9 @@ def under_torchrun(workers: int, options: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     command += ["-m", "benchmarks.scaling", "--rank", json.dumps(options)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    subprocess.run(command, check=True, cwd=ROOT, env=env, capture_output=True, timeout=600)
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    if ended.returncode != 0:
+        raise SystemExit(f"torchrun on {workers} workers ended with {ended.returncode}:\n{ended.stderr[-12000:]}")
 
 
 def under_ray(workers: int, options: dict[str, Any]) -> None:

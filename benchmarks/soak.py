@@ -11,6 +11,7 @@ each kill to the next step; and how the driver's memory and files grew.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -46,7 +47,11 @@ class Soak:
     def wait_for_progress(self, timeout: float = 180) -> float:
         """Seconds until a step is logged that was not before."""
         began, before = time.monotonic(), self._newest_log()
-        while self._newest_log() == before and self.driver.process.poll() is None:
+        while self.driver.process.poll() is None:
+            now = self._newest_log()
+            if now[0] == before[0] and now[1] > before[1]:
+                break
+            before = now  # written anew, it has no further step yet
             if time.monotonic() - began > timeout:
                 raise SystemExit(f"no step for {timeout:.0f} s:\n{self.driver.output[-3000:]}")
             time.sleep(0.1)
@@ -75,8 +80,9 @@ class Soak:
         self.kills[kind].append(self.wait_for_progress())
         if kind == "node":
             self.cluster.add_node(2)
-        process = psutil.Process(self.driver.process.pid)
-        self.sizes.append((time.monotonic(), process.memory_info().rss, process.num_fds()))
+        with contextlib.suppress(psutil.NoSuchProcess):  # the run is over
+            process = psutil.Process(self.driver.process.pid)
+            self.sizes.append((time.monotonic(), process.memory_info().rss, process.num_fds()))
 
 
 def main() -> None:

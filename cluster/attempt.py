@@ -48,7 +48,7 @@ class Attempt:
 
         self.config, self.cluster, self.workers, self.show = config, cluster, workers, show
         self.board = make_board()
-        self.folder = RunFolder(config["folder"]).path
+        self.folder = RunFolder(config["folder"], config["task"]).path
         self.stacks = str(self.folder / "stacks")
         self.saved = False
         self.ordered: str | None = None
@@ -114,7 +114,10 @@ class Attempt:
     def _look(self, watch: Watch, check: Check, thread: threading.Thread | None) -> None:
         """`thread`: None once it has ended."""
         beats = self._drain(check)
-        if thread is None or beats is None:
+        if thread is None:
+            return
+        if beats is None:
+            thread.join(TICK)
             return
         can_leave = alive(beats)["leaves"]
         why = check(can_leave)

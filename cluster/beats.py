@@ -56,7 +56,7 @@ class Beats(Callback):
         """Taken in this attempt."""
         self.since = time.monotonic()
         """When the last step ended, or what is no step."""
-        self.collective: tuple[int, int] | None = None
+        self.collective: tuple[int, ...] | None = None
         self.waits_since = 0.0
         self.dumped = -1
         """The step at which the stacks were written."""
@@ -125,8 +125,10 @@ class Beats(Callback):
         stepping = at.stepping and self.steps > 0
         if not stepping:
             self.since = now
-        if at.collective is None or at.collective != self.collective:
-            self.collective, self.waits_since = at.collective, now
+        # With the step: a frame that has ended leaves its place, and so its id, to the next.
+        collective = None if at.collective is None else (self.steps, *at.collective)
+        if collective is None or collective != self.collective:
+            self.collective, self.waits_since = collective, now
         return {
             "rank": self.rank,
             "pid": self.pid,

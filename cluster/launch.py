@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.attempt import Attempt, Show, job
 from cluster.elastic import asking, wait_for_workers
-from cluster.nodes import prepare_nodes, wants_gpu
+from cluster.nodes import prepare_nodes, staying, wants_gpu
 from cluster.orders import Orders
 from cluster.ray_cluster import in_cluster, ray_cluster
 from cluster.watch import Watch, growing
@@ -73,13 +73,16 @@ class Launch:
             self.show({"event": "note", "message": f"{reason}; going on from the last checkpoint"})
 
     def _attempt(self, reason: str) -> str | None:
-        error = prepare_nodes(self.run.data) if in_cluster() else None
-        if error is not None:
-            self.failures += 1
-            return error
         # What a failed attempt held comes back within seconds.
         wait = max(self.run.cluster.wait, 30.0 if self.number > 1 else 0.0)
-        workers = wait_for_workers(self.run, self.gpu, self.show, wait, lambda: self._check(False))
+        while True:
+            there, error = staying(), self._prepare()
+            if error is not None:
+                self.failures += 1
+                return error
+            workers = wait_for_workers(self.run, self.gpu, self.show, wait, lambda: self._check(False))
+            if staying() <= there:  # else who came meanwhile has its data to prepare, too
+                break
         told = {"event": "workers", "workers": workers, "of": self.run.cluster.workers, "attempt": self.number}
         self.show({**told, "reason": reason})
         options = {**self.options, "restarts": self.number - 1}
@@ -91,6 +94,12 @@ class Launch:
             error = attempt.run(watch, self._check)
         self.failures = 1 if attempt.saved else self.failures + 1
         return error
+
+    def _prepare(self) -> str | None:
+        if not in_cluster():
+            return None
+        with asking(self.run.cluster, self.gpu):  # an autoscaler would take these nodes for idle
+            return prepare_nodes(self.run.data, lambda: self._check(False))
 
     def _check(self, can_leave: bool) -> str | None:
         return self.orders.check(can_leave)
@@ -112,5 +121,6 @@ class Launch:
         if len(before) >= self.run.divergence.rollbacks:
             raise diverged
         self.folder.write("rollbacks.json", [*before, {"message": str(diverged)}])
+        self.folder.push()  # now: until the next attempt begins this driver may end, and what lies here alone is lost
         rate = self.run.divergence.rollback_lr ** (len(before) + 1)
         return f"training diverged ({diverged}), going back with {rate:g} times the learning rate"

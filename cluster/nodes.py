@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from robustscale.errors import InputError, LoaderFailed
 from robustscale.run import Cluster, Data
@@ -51,12 +51,12 @@ def places(need: Mapping[str, float], ours: Iterable[str] = ()) -> int:
     )
 
 
-def prepare_nodes(data: Data) -> str | None:
+def prepare_nodes(data: Data, tick: Callable[[], object] = lambda: None) -> str | None:
     """Have every node that may run a worker prepare the data that it does not see; returns why one could not.
 
     Before the workers start: the others of a process group would wait for one that prepares ImageNet, and time out.
-    A node that was lost without a farewell is found out here: Ray takes it for alive for some seconds. Raises
-    InputError.
+    A node that was lost without a farewell is found out here: Ray takes it for alive for some seconds. `tick` is called
+    while waiting, and may raise. Raises InputError.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -72,6 +72,8 @@ def prepare_nodes(data: Data) -> str | None:
     }
     for node, answer in asked.items():
         try:
+            while not ray.wait([answer], timeout=0.3)[0]:
+                tick()
             ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError):

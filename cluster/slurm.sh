@@ -54,9 +54,9 @@ export RAY_ADDRESS=$head:$port RAY_API_SERVER_ADDRESS=http://127.0.0.1:$((port +
 rays=() run='' told='' again=''
 end() {
   trap - EXIT
-  [[ -z $run ]] || kill -TERM "$run" 2>/dev/null && wait "$run" || true
+  if [[ -n $run ]]; then kill -TERM "$run" 2>/dev/null && wait "$run" || true; fi
   # `ray start --block` ends what it started.
-  ((${#rays[@]} == 0)) || kill -TERM "${rays[@]}" 2>/dev/null && wait "${rays[@]}" || true
+  if ((${#rays[@]})); then kill -TERM "${rays[@]}" 2>/dev/null && wait "${rays[@]}" || true; fi
   for node in "${nodes[@]}"; do
     on "$node"
     "${there[@]}" rm -rf "$temp" || true

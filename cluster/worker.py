@@ -21,22 +21,32 @@ from data_loaders.splits import Splits
 from data_loaders.write import ensure
 from robustscale.config import decode
 from robustscale.engine.backend import LocalBackend
+from robustscale.engine.calibration import Images, noise_images, slowest
+from robustscale.engine.calibration import calibrate as measure
 from robustscale.engine.callback import Callback
 from robustscale.engine.callbacks.averaging import Averager
 from robustscale.engine.callbacks.checkpointing import Checkpointing
 from robustscale.engine.callbacks.cost import Cost
 from robustscale.engine.callbacks.log import Log, read_lines
 from robustscale.engine.callbacks.monitor import Monitor
+from robustscale.engine.callbacks.resolution import Resolution
+from robustscale.engine.callbacks.snapshots import Snapshots
+from robustscale.engine.callbacks.starting import Starting
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.memory import peak_memory
 from robustscale.engine.mirror import Which
+from robustscale.engine.plan import Assumed
 from robustscale.engine.rehearsal import rehearse
+from robustscale.engine.start import source_of
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
 from robustscale.evaluation.certify import certify_run
 from robustscale.evaluation.final import evaluate_run, read_test_set
+from robustscale.evaluation.forgetting import judge_snapshots, require_snapshots
 from robustscale.evaluation.operating_points import Parts, judge_points
 from robustscale.evaluation.pseudo_labels import predict
 from robustscale.models.network import build
+from robustscale.models.transfer import restrain
 from robustscale.run import Run
 from robustscale.types import Backend, Loader
 
@@ -51,7 +61,9 @@ def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options:
         trainer = _train(run, folder, splits, backend, emit, [Report(), gauges] if Beats.here else [])
     which = run.evaluation.report if len(splits.held_out) else "last"
     emit({"event": "note", "message": f"reading the test set once, with the {which} weights"})
-    facts = {"engine": trainer.train_step.updater.engine, "skipped_steps": trainer.skipped}
+    facts: dict[str, Any] = {"engine": trainer.train_step.updater.engine, "skipped_steps": trainer.skipped}
+    facts["rollbacks"] = len(folder.rollbacks())
+    facts["peak_memory"] = int(slowest(backend, peak_memory(backend.device)))
     test = splits.loader(run, "test", backend)
     read_test_set(run, folder, which, test, backend, emit, trainer.timer.seconds, facts)
 
@@ -75,28 +87,54 @@ def trial(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Ma
     backend.barrier()
 
 
+def calibrate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
+    """Measure what the run will cost, in about options["seconds"]; writes plan.json. options["assumed"]: the data's
+    shape and size (`engine.plan.Assumed`) where it is not there."""
+    _determined(run)
+    if options["assumed"] is None:
+        splits = Splits.of(run, *ensure(run.data))
+        train, spec = splits.loader(run, "train", backend), splits.spec(run)
+        images = Images(spec, train, len(splits.held_out), splits.test_file.num_examples, real=True)
+    else:
+        images = noise_images(run, Assumed(*options["assumed"]), backend)
+    # Transferred weights cost what drawn ones do, but for those that are frozen.
+    network = build(run.model, images.spec, run.seed)
+    restrain(network, run.transfer)
+    plan = measure(run, network, images, backend, options["seconds"])
+    if backend.rank == 0:
+        folder.write("plan.json", plan)
+    backend.barrier()
+
+
 def _train(
     run: Run, folder: RunFolder, splits: Splits, backend: Backend, emit: Emit, more: Sequence[Callback]
 ) -> Trainer:
     """The trainer when it is done, with `more` callbacks that may add to each epoch's record before it is logged."""
-    if run.reduction == "deterministic":
-        # Without it cuBLAS is not deterministic, and torch refuses each matrix product.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Said either way: the process may have trained another run before.
-    torch.use_deterministic_algorithms(run.reduction == "deterministic")
+    _determined(run)
     network = build(run.model, splits.spec(run), run.seed, starting=True)
+    restrain(network, run.transfer)
     held_out = splits.loader(run, "held_out", backend) if len(splits.held_out) else None
     monitor = Monitor(run, folder, held_out)
     store = folder.store(run.checkpoints.keep, run.checkpoints.keep_best)
     checkpointing = Checkpointing(run, store, emit)
     with contextlib.closing(Log(folder, emit)) as log, contextlib.closing(checkpointing):
         beats = [Beats.here] if Beats.here is not None else []
-        callbacks = [*beats, *Averager.of(run), monitor, *more, log, checkpointing]
+        starting = Starting.of(run, folder, splits.train_file.classes, emit)
+        callbacks = [*beats, *Averager.of(run), monitor, *more, log, *Snapshots.of(run, folder), *starting]
+        callbacks += [*Resolution.of(run), checkpointing]
         trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
         trainer.lr_scale = run.divergence.rollback_lr ** len(folder.rollbacks())
         rehearse(trainer.train_step, splits.spec(run), len(splits.held_out))
         trainer.fit()
     return trainer
+
+
+def _determined(run: Run) -> None:
+    if run.reduction == "deterministic":
+        # Without it cuBLAS is not deterministic, and torch refuses each matrix product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Said either way: the process may have trained another run before.
+    torch.use_deterministic_algorithms(run.reduction == "deterministic")
 
 
 def evaluate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
@@ -146,7 +184,25 @@ def judge_curve(run: Run, folder: RunFolder, backend: Backend, emit: Emit, optio
     backend.barrier()
 
 
-TASKS = {task.__name__: task for task in (pretrain, trial, evaluate, certify, pseudo_label, judge_curve)}
+def judge_forgetting(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options: Mapping[str, Any]) -> None:
+    """Judge the snapshots of a tuned run on images of options["part"] of its own data and of the data that it was
+    pretrained on; writes options["figures"]."""
+    source = require_snapshots(folder, source_of(folder))
+    target = Splits.of(run, *ensure(run.data), training=False)
+    target.require_same(folder.read("data.json"), "train", "test")
+    before = Splits.of(source.run, source.train_path, source.test_path, training=False)
+    before.require_same(source.fingerprints(), "train", "test")
+    part = options["part"]
+    if part == "held_out" and not (len(target.held_out) and len(before.held_out)):
+        raise InputError("part: one of the runs held out no images; take --part test")
+    images = {"source": before.loader(source.run, part, backend), "target": target.loader(run, part, backend)}
+    judge_snapshots(run, folder, source, images, backend, emit, options)
+
+
+TASKS = {
+    task.__name__: task
+    for task in (pretrain, calibrate, trial, evaluate, certify, pseudo_label, judge_curve, judge_forgetting)
+}
 """By the name that `cluster.launch` takes."""
 
 
@@ -202,7 +258,8 @@ def alone(config: Mapping[str, Any], emit: Emit) -> None:
 @contextlib.contextmanager
 def _folder(config: Mapping[str, Any], backend: Backend) -> Iterator[RunFolder]:
     """The run's folder. Of a URL, this node's working copy: pulled first, and pushed by rank 0 while it works."""
-    folder = RunFolder(config["folder"])
+    # Of each task its own: what one works in is not brought up to date, and training must not go on from old files.
+    folder = RunFolder(config["folder"], config["task"])
     if folder.mirror is None:
         yield folder
         return

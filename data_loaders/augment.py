@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_loaders.rand_augment import rand_augment
 from robustscale.noise import Noise
 
 Kind = Literal["none", "pad_crop_flip", "random_resized_crop"]
@@ -50,7 +51,11 @@ class Augmentation:
     padding: int
     """Of pad_crop_flip, in pixels."""
     cut: bool
-    """Whether images are cut and resized while they are decoded; else a box is the whole image."""
+    """Whether images are cut while they are decoded; else a box is the whole image."""
+    num_ops: int = 0
+    """Of RandAugment, after the crop and the flip."""
+    magnitude: int = 9
+    """Of RandAugment's operations, 0 to 30."""
 
     def boxes(
         self, rows: NDArray[np.int64], epoch: int, heights: NDArray[np.int64], widths: NDArray[np.int64]
@@ -65,14 +70,17 @@ class Augmentation:
         return np.stack([zeros, zeros, heights, widths], 1)
 
     def __call__(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], in memory of its own, on the same device."""
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], in memory of its own, on the same device; `index` is on
+        the CPU."""
         x = images.permute(0, 3, 1, 2)
-        noise = self._noise(index, epoch)
+        noise = self._noise(index.to(x.device), epoch)
         if self.kind == "pad_crop_flip":
             offsets = noise.fold("offset").below(2 * self.padding + 1, 2)
             x = pad_crop_flip(x, offsets, noise.fold("flip").below(2), self.padding)
         elif self.kind == "random_resized_crop":
             x = torch.where(noise.fold("flip").below(2)[:, None, None, None] == 1, x.flip(3), x)
+        if self.num_ops > 0:
+            x = rand_augment(x, self._noise(index, epoch), self.num_ops, self.magnitude)
         # A tensor as divisor: CUDA multiplies by the reciprocal of a Python number, which is off by an ulp.
         return x.to(torch.float32, memory_format=torch.contiguous_format).div_(torch.full((), 255.0, device=x.device))
 

@@ -6,8 +6,9 @@ same arguments they yield the same batches, bit for bit; only JPEG decoders diff
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +23,8 @@ from robustscale.fields import require
 from robustscale.types import Batch, Loader, Share
 
 LoaderKind = Literal["ffcv", "torch", "resident"]
+Size = tuple[int, int]
+"""Height and width."""
 
 
 def make_loader(
@@ -40,11 +43,15 @@ def make_loader(
     padding: int = 4,
     image_size: int | None = None,
     workers: int = 1,
+    rand_augment: int = 0,
+    magnitude: int = 9,
+    side_at: Callable[[int], int] | None = None,
 ) -> Loader:
     """The examples `indices` of a file, for worker `rank` of `world`; see `Order` and `Augmentation`.
 
     `batch_size` is over all workers. With `image_size` the images become squares of this side: by random_resized_crop,
-    or cut from the centre where the file has other sizes. `workers`: threads (ffcv) or processes (torch) that decode.
+    or cut from the centre where the file has other sizes. `side_at`: of an epoch, where its images are made smaller
+    than `image_size`. `workers`: threads (ffcv) or processes (torch) that decode.
     Batches may be kept; ask for one epoch at a time. Raises `InputError` where file and arguments do not fit.
     """
     rows = np.asarray(indices, np.int64)
@@ -63,6 +70,9 @@ def make_loader(
         padding=padding,
         image_size=image_size,
         workers=workers,
+        rand_augment=rand_augment,
+        magnitude=magnitude,
+        side_at=side_at,
     )
 
 
@@ -77,6 +87,9 @@ def make_pipeline(
     padding: int = 4,
     image_size: int | None = None,
     workers: int = 1,
+    rand_augment: int = 0,
+    magnitude: int = 9,
+    side_at: Callable[[int], int] | None = None,
     first_id: int = 0,
 ) -> Pipeline:
     """The loader of `make_loader` for any order. Row i is example `first_id` + i."""
@@ -84,10 +97,35 @@ def make_pipeline(
     _require_one_of("augmentation", augmentation, get_args(Kind))
     require(padding >= 0, f"padding: {padding} is negative")
     require(workers >= 0, f"workers: {workers} is negative; it counts decoding threads or processes")
+    require(side_at is None or not beton.is_array, f"side_at: {beton.path} holds arrays, which are used as they are")
     augment = make_augmentation(beton, augmentation, padding, image_size, seed)
-    size = (image_size or int(beton.heights[0]), image_size or int(beton.widths[0]))
-    source = _source(kind, beton, order, augment, size, device, workers)
-    return Pipeline(beton, order, augment, source, device, first_id)
+    augment = replace(augment, num_ops=rand_augment, magnitude=magnitude)
+    stored = int(beton.heights[0]), int(beton.widths[0])
+
+    def size_at(epoch: int) -> Size:
+        side = image_size if side_at is None else side_at(epoch)
+        return stored if side is None else (side, side)
+
+    sources = Sources(lambda size: _source(kind, beton, order, augment, size, device, workers), size_at)
+    if side_at is None:
+        sources.at(0)
+    return Pipeline(beton, order, augment, sources, device, first_id)
+
+
+class Sources:
+    """One source at a time, of the size of the epoch's images."""
+
+    def __init__(self, make: Callable[[Size], Source], size_at: Callable[[int], Size]) -> None:
+        self._make, self._size_at = make, size_at
+        self._size: Size | None = None
+        self._source: Source | None = None
+
+    def at(self, epoch: int) -> Source:
+        size = self._size_at(epoch)
+        if self._source is None or size != self._size:
+            self._source = None  # before there is another: a resident one holds the whole set
+            self._source, self._size = self._make(size), size
+        return self._source
 
 
 class Pipeline:
@@ -98,24 +136,24 @@ class Pipeline:
         beton: Beton,
         order: Cuts,
         augmentation: Augmentation,
-        source: Source,
+        sources: Sources,
         device: torch.device,
         first_id: int = 0,
     ) -> None:
         self.num_examples = len(order.indices)
         self.num_batches = order.num_batches
-        self._beton, self._order, self._augmentation, self._source = beton, order, augmentation, source
+        self._beton, self._order, self._augmentation, self._sources = beton, order, augmentation, sources
         self._device, self._first_id = device, first_id
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Share, None, None]:
         cuts = list(self._order.epoch(epoch, start))
         requests = (self._request(cut.rows, epoch) for cut in cuts)
-        with closing(self._source.images(requests)) as images:
+        with closing(self._sources.at(epoch).images(requests)) as images:
             for cut, pixels in zip(cuts, images, strict=True):
-                index = to_device(torch.from_numpy(cut.rows + self._first_id), self._device)
+                index = torch.from_numpy(cut.rows + self._first_id)
                 y = to_device(torch.from_numpy(self._beton.labels[cut.rows]), self._device)
                 x = self._augmentation(to_device(pixels, self._device), index, epoch)
-                yield Share(Batch.of(x, y, index), cut.sizes, cut.total)
+                yield Share(Batch.of(x, y, to_device(index, self._device)), cut.sizes, cut.total)
 
     def _request(self, rows: NDArray[np.int64], epoch: int) -> Request:
         sizes = self._beton.heights[rows], self._beton.widths[rows]

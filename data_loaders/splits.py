@@ -4,6 +4,8 @@ has one, a third of pseudo-labelled images."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_loaders.beton import Beton
+from data_loaders.leaks import known_leaks
 from data_loaders.mixing import batch_sizes, make_mixed_loader
 from data_loaders.pipelines import make_augmentation, make_loader
 from data_loaders.verified import verify_once
 from robustscale.errors import InputError
 from robustscale.noise import permutation
-from robustscale.run import Run
+from robustscale.run import Data, Run
 from robustscale.types import Backend, DataSpec, Loader
 
 
@@ -31,6 +34,8 @@ class Splits:
     """Of the rows that are not held out, the run's share."""
     held_out: NDArray[np.int64]
     unlabelled_file: Beton | None = None
+    left_out: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """Neither trained on nor held out."""
 
     @classmethod
     def of(cls, run: Run, train: Path, test: Path, *, training: bool = True) -> Splits:
@@ -41,9 +46,12 @@ class Splits:
             raise InputError(f"{test}: other classes or channels than {train}; prepare both from one source")
         order = permutation(train_file.num_examples, "held_out")
         num_held_out = round(run.data.held_out * train_file.num_examples)
-        whole = order[num_held_out:]
+        left_out = _left_out(run.data, train_file)
+        # Afterwards: whether an image is held out must not depend on which others are left out.
+        held_out, whole = (part[~np.isin(part, left_out)] for part in np.split(order, [num_held_out]))
         if len(whole) == 0:
-            raise InputError(f"{train}: data.held_out {run.data.held_out!r} leaves no image to train on; lower it")
+            remedy = "name fewer classes in data.without" if len(left_out) else "lower it"
+            raise InputError(f"{train}: data.held_out {run.data.held_out!r} leaves no image to train on; {remedy}")
         # A beginning of the same order for every share: the images of a smaller one are among those of a larger.
         rows = np.sort(whole[: round(run.data.share * len(whole))])
         if len(rows) == 0:
@@ -53,7 +61,9 @@ class Splits:
         if smallest < run.shards * least:
             remedy = "lower shards" if run.data.share == 1 else "lower shards, or raise data.share"
             raise InputError(f"{train}: {len(rows)} images are too few for {run.shards} shards a batch; {remedy}")
-        splits = cls(train_file, test_file, rows, np.sort(order[:num_held_out]))
+        if training:
+            _require_progressive(run, train_file)
+        splits = cls(train_file, test_file, rows, np.sort(held_out), left_out=left_out)
         if run.data.unlabelled is None or not training:
             return splits
         return dataclasses.replace(splits, unlabelled_file=splits._unlabelled(run, Path(run.data.unlabelled)))
@@ -72,6 +82,7 @@ class Splits:
             if file.fingerprint == known.fingerprint:
                 raise InputError(f"data.unlabelled: {path} has the images of {known.path}; give further images")
         make_augmentation(file, run.data.augmentation, run.data.padding, run.data.image_size, run.seed)
+        _require_progressive(run, file)
         if run.data.image_size is None and (file.height, file.width) != (train.height, train.width):
             raise InputError(
                 f"data.unlabelled: the images of {path} are {file.height}x{file.width}, those of {train.path} "
@@ -95,7 +106,7 @@ class Splits:
         if mean == "dataset" or std == "dataset":
             total = np.zeros((2, self.train_file.channels))
             count = 0
-            rows = np.setdiff1d(np.arange(self.train_file.num_examples), self.held_out)
+            rows = np.setdiff1d(np.arange(self.train_file.num_examples), [*self.held_out, *self.left_out])
             for row in rows[:: max(1, len(rows) // 10_000)]:
                 pixels = self.train_file.image(int(row)).reshape(-1, self.train_file.channels) / 255
                 total += pixels.sum(0), (pixels**2).sum(0)
@@ -126,6 +137,9 @@ class Splits:
             "image_size": run.data.image_size,
             "workers": run.data.workers,
         }
+        if training:
+            settings |= {"rand_augment": run.data.rand_augment, "magnitude": run.data.magnitude}
+            settings["side_at"] = run.image_size_at if run.data.progressive else None
         if training and self.unlabelled_file is not None:
             labelled = run.labelled_batch_size
             return make_mixed_loader(run.data.loader, file, rows, self.unlabelled_file, labelled=labelled, **settings)
@@ -153,19 +167,56 @@ class Splits:
                     f"{file.path}: not the {part} set of this run (other fingerprint); restore the file, "
                     "or take another --run-name"
                 )
+            if part == "train" and facts[part].get("left_out") != self._facts_of(file).get("left_out"):
+                raise InputError(
+                    f"{file.path}: data.without and data.leaks leave out other images than this run did; restore the "
+                    "leaks.json, or take another --run-name"
+                )
 
     @property
     def _files(self) -> dict[str, Beton | None]:
         return {"train": self.train_file, "test": self.test_file, "unlabelled": self.unlabelled_file}
 
     def facts(self, run: Run) -> dict[str, Any]:
-        def of(file: Beton) -> dict[str, Any]:
-            return {"path": str(file.path), "num_examples": file.num_examples, "fingerprint": file.fingerprint}
-
         return {
             "source": run.data.source,
             "spec": self.spec(run)._asdict(),
             "classes": list(self.train_file.classes),
-            **{part: of(file) for part, file in self._files.items() if file is not None},
+            **{part: self._facts_of(file) for part, file in self._files.items() if file is not None},
             "held_out": len(self.held_out),
         }
+
+    def _facts_of(self, file: Beton) -> dict[str, Any]:
+        facts = {"path": str(file.path), "num_examples": file.num_examples, "fingerprint": file.fingerprint}
+        if file is not self.train_file or not len(self.left_out):
+            return facts
+        digest = hashlib.sha256(self.left_out.astype("<i8").tobytes()).hexdigest()
+        return {**facts, "left_out": {"num_examples": len(self.left_out), "sha256": digest}}
+
+
+def _left_out(data: Data, file: Beton) -> NDArray[np.int64]:
+    """Sorted rows. Raises InputError for a class that the file has not."""
+    for name in data.without:
+        if name not in file.classes:
+            near = difflib.get_close_matches(name, file.classes, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"they are {_shortened(file.classes)}"
+            raise InputError(
+                f"data.without: {name!r} is none of the {len(file.classes)} classes of {file.path}; {hint}"
+            )
+    # Not `index`: ImageNet has two classes called crane.
+    classes = [number for number, name in enumerate(file.classes) if name in data.without]
+    rows = np.flatnonzero(np.isin(file.labels, classes))
+    return rows if data.leaks is None else np.union1d(rows, known_leaks(data.leaks, file))
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    return ", ".join(names if len(names) <= 12 else (*names[:10], "...", names[-1]))
+
+
+def _require_progressive(run: Run, file: Beton) -> None:
+    """Raises InputError where its images can't be made smaller."""
+    if run.data.progressive and file.is_array:
+        raise InputError(
+            f"data.progressive: {file.path} holds arrays of {file.height}x{file.width}, which are used as they are; "
+            "write it as jpg or raw"
+        )

@@ -30,7 +30,9 @@ from robustscale.config import (
     unknown,
 )
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.plan import Asked
 from robustscale.engine.remote import is_url, joined
+from robustscale.engine.start import pinned
 from robustscale.errors import Diverged, InputError, LoaderFailed, WorkersFailed
 from robustscale.fields import require
 from robustscale.run import Run, drafting
@@ -71,7 +73,7 @@ def parse_run(args: Sequence[str], prog: str, description: str, base: Run, besid
     """
     with drafting():
         run = _drafted(list(args), prog, description, base, beside)
-    return _here(decode(Run, encode(run)))
+    return here(decode(Run, encode(run)))
 
 
 def _drafted(rest: list[str], prog: str, description: str, base: Run, beside: Collection[str]) -> Run:
@@ -127,8 +129,8 @@ def _joined(first: Any, then: Any) -> Any:
     return {**first, **{key: _joined(first.get(key), part) for key, part in then.items()}}
 
 
-def _here(run: Run) -> Run:
-    """Paths of the data made absolute: a worker's folder is another."""
+def here(run: Run) -> Run:
+    """Paths of the data and of weights made absolute: a worker's folder is another."""
     kind, colon, path = run.data.source.partition(":")
     if not colon:
         kind, path = "", kind
@@ -137,7 +139,9 @@ def _here(run: Run) -> Run:
     data = dataclasses.replace(run.data, source=source, root=_absolute(run.data.root))
     if data.unlabelled is not None:
         data = dataclasses.replace(data, unlabelled=_absolute(data.unlabelled))
-    return dataclasses.replace(run, data=data)
+    if data.leaks is not None:
+        data = dataclasses.replace(data, leaks=_absolute(data.leaks))
+    return dataclasses.replace(run, data=data, transfer=pinned(run.transfer))
 
 
 def _absolute(path: str) -> str:
@@ -312,6 +316,16 @@ def take_option(args: list[str], name: str, default: str | None = None) -> str |
             del args[i]
             return arg.partition("=")[2]
     return default
+
+
+def take_plan(args: list[str]) -> Asked | None:
+    """Remove --plan and what goes with it; None where the run is to be trained. Raises InputError."""
+    asked = take_flag(args, "--plan")
+    names = ("--plan-seconds", "--price", "--plan-data")
+    given = {name: take_option(args, name) for name in names}
+    for name, value in given.items():
+        require(asked or value is None, f"{name}: is of a plan; add --plan, or leave it out")
+    return Asked.of(*given.values()) if asked else None
 
 
 def take_optional(args: list[str], name: str) -> str | None:

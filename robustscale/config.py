@@ -162,7 +162,8 @@ def decode(cls: type[T], data: Any, path: str = "") -> T:
         raise InputError(f"{where}: {error}") from None
     except InputError as error:
         message = str(error)
-        raise InputError(f"{path}.{message}" if path and not message.startswith(path) else message) from None
+        named = message.startswith((f"{path}.", f"{path}:"))
+        raise InputError(f"{path}.{message}" if path and not named else message) from None
 
 
 def _field(hint: Any, value: Any, path: str) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from robustscale import cli, recipes
 from robustscale.cli import door
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.plan import Asked
 from robustscale.engine.remote import joined
 from robustscale.errors import InputError
-from robustscale.run import Run, difference, identity, require_fit
+from robustscale.run import Run
 
 PROG = "python -m robustscale.pretrain [RECIPE]"
 DESCRIPTION = """\
@@ -32,6 +32,12 @@ it starts on this machine and shuts down again. Without a RECIPE: handwritten di
                     can reach, s3://bucket/runs, gs://bucket/runs, file:///mnt/runs or another that pyarrow or fsspec
                     knows, with credentials from the environment. Each node keeps a copy in $ROBUSTSCALE_MIRRORS
   --print-config    show the configuration and exit
+  --plan            train nothing: measure, in a minute on the run's workers, what the whole run will cost; plan.json in
+                    its folder. A run that is trained there later has what it took put beside it
+  --price EUR       of an hour of a GPU, or of a worker on CPUs: the plan says what the run costs
+  --plan-seconds S  for measuring, at most (default: 60)
+  --plan-data TRAIN+TESTxCHANNELSxHEIGHTxWIDTH/CLASSES
+                    plan without the data: 1281167+50000x3x224x224/1000 for ImageNet; loading is not measured then
 
 Recipes:
 {recipes}
@@ -50,6 +56,7 @@ def main() -> int:
     args = sys.argv[1:]
     storage = cli.storage(args)
     print_config = cli.take_flag(args, "--print-config")
+    asked = cli.take_plan(args)
     resume = cli.take_optional(args, "--resume")
     if resume is None:
         run = cli.parse_run(args, PROG, description(), recipes.get("digits"))
@@ -60,7 +67,19 @@ def main() -> int:
     if print_config:
         print(cli.as_yaml(run), end="")
         return 0
-    return _pretrain(run, folder)
+    if asked is not None:
+        return _plan(run, folder, asked)
+    from cluster.training import train_and_show
+
+    return train_and_show(run, folder)
+
+
+def _plan(run: Run, folder: RunFolder, asked: Asked) -> int:
+    from cluster.planning import plan
+
+    folder.pull()
+    plan(run, folder, asked)
+    return 0
 
 
 def _resumed(value: str, args: list[str], storage: str) -> tuple[RunFolder, Run]:
@@ -72,54 +91,6 @@ def _resumed(value: str, args: list[str], storage: str) -> tuple[RunFolder, Run]
         where = joined(folder.where, "checkpoints")
         raise InputError(f"{where}: no checkpoint to go on with; without --resume the run starts anew")
     return folder, folder.run()
-
-
-def _preparing(run: Run, done: int, total: int) -> dict[str, Any]:
-    return {"event": "preparing data", "message": run.data.source, "done": done, "total": total}
-
-
-def _pretrain(run: Run, folder: RunFolder) -> int:
-    from robustscale.reports.finish import finish_run, show_result
-
-    folder.pull()
-    begun = (folder.path / "result.json").exists() or folder.has_checkpoint()
-    if begun and (folder.path / "run.json").exists():
-        before = folder.run()
-        if identity(before) != identity(run):
-            raise InputError(f"{folder.where}: holds another run ({difference(before, run)}); take another --run-name")
-        if (folder.path / "result.json").exists():
-            print(f"{folder.where}: this run is finished; take another --run-name for a new one")
-            if not (folder.path / "README.md").exists():
-                finish_run(folder)
-                folder.push()
-            show_result(folder)
-            return 0
-    with folder.locked():
-        _train(run, folder)
-        finish_run(folder)
-        folder.push()
-    show_result(folder)
-    return 0
-
-
-def _train(run: Run, folder: RunFolder) -> None:
-    """What can be found wrong is found before Ray starts."""
-    from cluster.launch import launch
-    from data_loaders.splits import Splits
-    from data_loaders.write import ensure
-    from robustscale.models.network import build
-    from robustscale.reports.progress import Display
-
-    with Display(run.epochs, title=run.name) as display:
-        splits = Splits.of(run, *ensure(run.data, lambda done, total: display.update(_preparing(run, done, total))))
-        spec = splits.spec(run)
-        require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
-        if folder.has_checkpoint() and (folder.path / "data.json").exists():
-            splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
-        folder.write_run(run)
-        folder.write("data.json", splits.facts(run))
-        folder.push()
-        launch("pretrain", run, folder, display.update)
 
 
 if __name__ == "__main__":

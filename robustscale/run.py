@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from torch import nn
@@ -15,11 +16,14 @@ from robustscale.attacks.base import Goal, attacks_in, boundary_attack, is_attac
 from robustscale.attacks.pgd import PGD
 from robustscale.config import decode, encode
 from robustscale.engine.averaging import Newest
+from robustscale.engine.mix import Mix
 from robustscale.engine.optim import SGD
 from robustscale.engine.schedule import Piecewise
 from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.models.resnet import ResNet
+from robustscale.models.transfer import Transfer
+from robustscale.models.wrapping import send_one
 from robustscale.noise import randomised
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.types import Attack, Averaging, DataSpec, Model, Objective, Optimizer, Schedule, Setting
@@ -39,9 +43,18 @@ class Data:
     """Of the training images, before the attack. pad_crop_flip: for CIFAR; random_resized_crop: for ImageNet."""
     padding: int = 4
     """Zero padding of pad_crop_flip, in pixels."""
+    rand_augment: int = 0
+    """N: operations of RandAugment on each training image, after crop and flip; 2 is usual, 0 is none."""
+    magnitude: int = 9
+    """M: strength of RandAugment's operations, 0 to 30 as torchvision counts (the authors' code reaches the same at a
+    third of M)."""
     image_size: int | None = None
     """Side of the square image given to the network; by default the stored size. Other sizes are cut from the
     centre for evaluation, and by random_resized_crop for training."""
+    progressive: tuple[int, ...] = ()
+    """Sides of the training images in stages of equally many epochs, such as 112 160 224; twice the same is a stage
+    twice as long. The last is image_size, which evaluation takes throughout. At each change BatchNorm's statistics are
+    re-estimated. Not for .beton files of arrays, which are used as they are."""
     held_out: float = 0.1
     """Share of the training set that is never trained on: selection and early stopping look at it, the test set is
     read once, at the end."""
@@ -62,6 +75,12 @@ class Data:
     objective trains on them as if they were labelled."""
     labelled_share: float = 0.5
     """Share of every global batch that comes from `source`, where there are unlabelled images."""
+    without: tuple[str, ...] = ()
+    """Classes whose images are neither trained on nor held out, as the classes of the set that the network is to be
+    tuned on. The network keeps an output for each, and the test set its images."""
+    leaks: str | None = None
+    """A leaks.json: the images of `source` that were found in another set's test set, which are neither trained on nor
+    held out. The file stays where it is, and all workers can read it."""
 
     def __post_init__(self) -> None:
         require(self.source.strip() != "", "source: is empty; digits, cifar10 or folder:PATH, for example")
@@ -79,10 +98,40 @@ class Data:
             self.mean == "dataset" or self.std == "dataset" or len(self.mean) == len(self.std),
             f"mean, std: {self.mean!r} and {self.std!r} differ in length; give one number a channel",
         )
+        twice = [name for name in self.without if self.without.count(name) > 1]
+        require(not twice, f"without: {twice[:1]} is there twice; name a class once")
+        require(self.leaks != "", "leaks: is empty; give the path of a leaks.json")
         require(
             self.augmentation != "random_resized_crop" or self.image_size is not None,
             "augmentation: random_resized_crop needs image_size; 224 is usual for ImageNet",
         )
+        require(self.rand_augment >= 0, f"rand_augment: {self.rand_augment} is negative; 2 is usual, 0 is none")
+        require(0 <= self.magnitude <= 30, f"magnitude: {self.magnitude} is outside 0..30; 9 is usual")
+        self._require_progressive()
+
+    def _require_progressive(self) -> None:
+        sides = self.progressive
+        require(len(sides) != 1, f"progressive: {sides} is one size, not several; set image_size for that")
+        require(all(side >= 1 for side in sides), f"progressive: {sides}: a side below 1")
+        require(all(a <= b for a, b in pairwise(sides)), f"progressive: {sides} do not grow; name the smallest first")
+        require(
+            not sides or sides[-1] == self.image_size,
+            f"progressive: {sides} do not end at image_size, {self.image_size}, which is evaluated at; make them equal",
+        )
+
+    def require(self, setting: Setting) -> None:
+        """Raise InputError where the network does not take the smaller images, too."""
+        if setting.network is None or setting.data is None:
+            return
+        for side in sorted({*self.progressive} - {self.image_size}):
+            try:
+                send_one(setting.network, setting.data._replace(height=side, width=side))
+            except (RuntimeError, ValueError, AssertionError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(
+                    f"progressive: the network does not take images of {side}x{side} ({reason}); leave it out, or take "
+                    "a network that ends in global pooling, such as resnet"
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +199,9 @@ class Checkpoints:
     """How many of the newest to keep."""
     keep_best: int = 0
     """And how many of those with the best held-out RA."""
+    snapshots: int | None = None
+    """Keep the weights of every so many epochs for good, as weights/epoch-0007.safetensors; and those that a transfer
+    begins with, as epoch-0000."""
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs: {self.every_epochs} is below 1")
@@ -160,6 +212,7 @@ class Checkpoints:
         )
         require(self.keep >= 1, f"keep: {self.keep} is below 1; without a checkpoint nothing can resume")
         require(self.keep_best >= 0, f"keep_best: {self.keep_best} is negative; 0 keeps the newest alone")
+        require(self.snapshots is None or self.snapshots >= 1, f"snapshots: {self.snapshots} is below 1; 1 is all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +248,8 @@ class Cluster:
     cpus_per_worker: int = 1
     """CPUs that a worker takes from the cluster, and its threads."""
     max_failures: int = 3
-    """Failures in a row without a new checkpoint in between after which the run gives up; each restart goes on from
-    the last checkpoint."""
+    """Failures in a row, without a new checkpoint in between, that are borne: one more and the run gives up. Each
+    restart goes on from the last checkpoint."""
     wait: float = 60.0
     """Seconds to wait for the cluster to have enough resources."""
     hang: float = 600.0
@@ -230,6 +283,8 @@ class Run:
     """The run's folder in the storage; the same name resumes."""
     data: Data = Data()
     model: Model = ResNet()
+    transfer: Transfer = Transfer()
+    """What training starts from; by default from drawn weights."""
     objective: Objective = PgdAt()
     optimizer: Optimizer = SGD()
     schedule: Schedule = Piecewise()
@@ -238,6 +293,8 @@ class Run:
     label_smoothing: float = 0.0
     """s: the loss descends towards (1 - s) · one-hot + s / classes (Szegedy et al. 2016,
     https://arxiv.org/abs/1512.00567); 0.1 is usual. Attacks ascend the hard label's loss all the same."""
+    mix: Mix = Mix()
+    """MixUp and CutMix of the training images, before the attack."""
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     divergence: Divergence = Divergence()
@@ -304,6 +361,15 @@ class Run:
             f"batch_size: {self.batch_size} gives the {self.shards} shards fewer than 2 images each, too few for "
             "BatchNorm; lower shards or raise batch_size",
         )
+        require(
+            not self.mix.on or self.batch_size >= 2 * self.shards,
+            f"batch_size: {self.batch_size} gives the {self.shards} shards fewer than 2 images each, too few to mix; "
+            "lower shards or raise batch_size",
+        )
+        require(
+            len(self.data.progressive) <= self.epochs,
+            f"data.progressive: {len(self.data.progressive)} stages in {self.epochs} epochs; name fewer sizes",
+        )
         require(self.accumulation >= 1, f"accumulation: {self.accumulation} is below 1; 1 computes a share as a whole")
         require(
             self.shards % (workers * self.accumulation) == 0,
@@ -343,6 +409,11 @@ class Run:
                 f"{name}: {value} has no meaning with deterministic reduction, which computes shard by shard and sums "
                 "in float32; leave it out, or take reduction fast",
             )
+
+    def image_size_at(self, epoch: int) -> int | None:
+        """Side of the training images in an epoch, counted from 0; None where it is as stored."""
+        sides = self.data.progressive
+        return sides[epoch * len(sides) // self.epochs] if sides else self.data.image_size
 
     @property
     def labelled_batch_size(self) -> int:
@@ -411,7 +482,32 @@ def identity(run: Run) -> dict[str, object]:
     for name in ("root", "loader", "workers"):
         del encoded["data"][name]
     encoded["data"]["unlabelled"] = run.data.unlabelled is not None
-    return encoded  # type: ignore[no-any-return]
+    encoded["data"]["leaks"] = run.data.leaks is not None or None
+    encoded["data"]["without"] = sorted(run.data.without)
+    encoded["transfer"]["weights"] = run.transfer.weights is not None
+    if run.transfer == Transfer():
+        del encoded["transfer"]  # so that what is named after an identity keeps its name
+    # And these for the same reason.
+    usual = encode(Data())
+    for name in ("progressive", "rand_augment", "magnitude", "without", "leaks"):
+        if encoded["data"][name] == usual[name]:
+            del encoded["data"][name]
+    if run.mix == Mix():
+        del encoded["mix"]
+    return _without_later(encoded)  # type: ignore[no-any-return]
+
+
+_LATER: dict[str, dict[str, object]] = {"apgd": {"start": "uniform"}, "resnet": {"bottleneck": 1}}
+"""Fields that a component got later, and their defaults: as for `Data` above."""
+
+
+def _without_later(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_later(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    usual = _LATER.get(value.get("name", ""), {})
+    return {key: _without_later(part) for key, part in value.items() if key not in usual or part != usual[key]}
 
 
 def difference(before: Run, now: Run) -> str:
@@ -431,8 +527,12 @@ def same_result(saved: Mapping[str, Any], run: Run) -> bool:
     whole = encode(run)
     others = {name: whole[name] for name in _NO_RESULT}
     unlabelled = run.data.unlabelled or "named" if saved["data"].get("unlabelled") else None
+    transfer = dict(saved.get("transfer", {}))
+    transfer["weights"] = run.transfer.weights or "named" if transfer.get("weights") else None
+    leaks = run.data.leaks or "named" if saved["data"].get("leaks") else None
+    data = {**saved["data"], "unlabelled": unlabelled, "leaks": leaks}
     try:
-        before = decode(Run, {**others, **saved, "data": {**saved["data"], "unlabelled": unlabelled}})
+        before = decode(Run, {**others, **saved, "data": data, "transfer": transfer})
     except InputError:
         return False
     return identity(before) == identity(run)

@@ -25,6 +25,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "model slimmable": {"model": {"model": TINY_RESNET}},
     "model wide_resnet": {"model": {"depth": 10, "widen": 1}},
     "model torchvision_zoo": {"model": {"arch": "resnet18"}},
+    "model convnext": {"model": {"blocks": [1, 1], "channels": [8, 16]}},
+    "model vit": {"model": {"dimension": 16, "depth": 1, "heads": 2, "patch": 4}},
     "model vgg": {"model": {"width": 0.0625}, "data": {"source": "LARGE"}},
 }
 """What a method can't do without, and sizes that fit a test."""

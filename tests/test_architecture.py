@@ -19,6 +19,7 @@ MODULES = {
 DOORS = (
     "pretrain",
     "finetune",
+    "forgetting",
     "evaluate",
     "frontier",
     "prepare",
@@ -30,9 +31,21 @@ DOORS = (
     "forensics",
 )
 LAYERS = (
-    ("types", "noise", "threat", "losses", "errors", "fields", "config", "parallel", "untrusted", "torchvision_guard"),
+    (
+        "types",
+        "noise",
+        "threat",
+        "losses",
+        "errors",
+        "fields",
+        "config",
+        "by_name",
+        "parallel",
+        "untrusted",
+        "torchvision_guard",
+    ),
     ("objectives", "attacks", "models"),
-    ("run", "recipes", "engine", "evaluation", "reports", "testing"),
+    ("run", "recipes", "experiments", "engine", "evaluation", "reports", "testing"),
     ("cli", *DOORS),
 )
 """Of robustscale, from the inside out: a module imports from its own layer and those before it."""

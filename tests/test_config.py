@@ -22,7 +22,7 @@ from robustscale.objectives.adversarial_regularization import AdversarialRegular
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.trades import Trades
-from robustscale.run import Checkpoints, Cluster, Data, Evaluation, Run, identity
+from robustscale.run import Checkpoints, Cluster, Data, Evaluation, Run, identity, same_result
 from robustscale.threat import L2, Linf
 from robustscale.types import Attack, Objective
 
@@ -341,6 +341,19 @@ def test_an_attack_is_no_objective() -> None:
 def test_identity_is_what_determines_the_result(change: dict[str, Any], same: bool) -> None:
     assert (identity(override(Run(), change)) == identity(Run())) is same
     assert identity(Run()) == json.loads(json.dumps(identity(Run())))
+
+
+def test_a_field_that_came_later_changes_no_identity_but_by_its_value() -> None:
+    def of(**changes: Any) -> str:
+        return json.dumps(identity(override(Run(), changes)))
+
+    apgd = {"name": "apgd", "steps": 2}
+    plain = of(objective={"attack": apgd}, model={"name": "conditional", "model": {"name": "resnet", "depth": 50}})
+    assert "bottleneck" not in plain and '"start"' not in plain.partition('"evaluation"')[0]
+    assert '"start": "none"' in of(objective={"attack": {**apgd, "start": "none"}})
+    assert '"bottleneck": 2' in of(model={"depth": 50, "bottleneck": 2})
+    wide = override(Run(), {"model": {"depth": 50, "bottleneck": 2}})
+    assert same_result(identity(wide), wide) and not same_result(identity(Run()), wide)
 
 
 def test_one_change_reaches_every_threat_model() -> None:

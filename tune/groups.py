@@ -35,7 +35,12 @@ class Groups(Callback):
         self._release(trial)
 
     def _release(self, trial: Trial) -> None:
-        held = self.trials / trial.config["id"] / GROUP
-        if held.exists():
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(held.read_text())))
-            held.unlink()
+        release(self.trials / trial.config["id"])
+
+
+def release(folder: Path) -> None:
+    """What the group that worked in this folder holds, if it holds anything."""
+    held = folder / GROUP
+    if held.exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(held.read_text())))
+        held.unlink()

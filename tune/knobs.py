@@ -60,6 +60,8 @@ def _of_objective(objective: Any, path: str) -> Iterator[tuple[str, Range]]:
         part = getattr(objective, name)
         if isinstance(part, Objective):
             yield from _of_objective(part, f"{path}.{name}")
+        elif isinstance(part, tuple) and part and isinstance(part[-1], Objective):
+            yield from _of_objective(part[-1], f"{path}.{name}.{len(part) - 1}")
         elif name == "attack" and is_attack(part):
             yield from _of_attack(part, f"{path}.{name}")
 

@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.nodes import prepare_nodes
 from cluster.orders import interruptible
@@ -75,7 +75,17 @@ def search(sweep: Sweep, run: Run, space: Space, settings: Settings, show: Show)
         judge_finalists(sweep, run, settings, show, gpu)
 
 
-def slots(cluster: Cluster, settings: Settings, gpu: bool, there: Mapping[str, float]) -> int:
+class Sharing(Protocol):
+    """How many trainings take a cluster at a time, and a GPU."""
+
+    @property
+    def concurrent(self) -> int | None: ...
+
+    @property
+    def gpus_per_worker(self) -> float: ...
+
+
+def slots(cluster: Cluster, settings: Sharing, gpu: bool, there: Mapping[str, float]) -> int:
     """Trials that run at a time. Raises InputError for none."""
     need = {"CPU": float(cluster.workers * cluster.cpus_per_worker)}
     need |= {"GPU": cluster.workers * settings.gpus_per_worker} if gpu else {}

@@ -28,6 +28,8 @@ FIXED = {
     "data.held_out": _DATA,
     "data.image_size": _DATA,
     "data.unlabelled": _DATA,
+    "data.without": _DATA,
+    "data.leaks": _DATA,
     "data.share": "is the budget of a trial",
     "data.root": _NOTHING,
     "data.loader": _NOTHING,

@@ -49,10 +49,10 @@ def trial(config: Mapping[str, Any], *, sweep: str, gpu: bool, hang: float) -> N
     try:
         if not (folder.path / "trial.json").exists():
             gc.collect()  # a network that was stopped here would stay on the GPU until Python looks for cycles
-            with _locked(folder):
+            with locked(folder):
                 folder.write_run(run)
                 options = {"data": RunFolder(sweep).read("data.json")}
-                _train(job("trial", run, folder, options, gpu), run, emit, hang)
+                perform(job("trial", run, folder, options, gpu), run, emit, hang)
         figures = folder.read("trial.json")
         tune.report({**_report(figures), "n": figures["n"], "finished": True})
     except WorkersFailed:
@@ -68,7 +68,8 @@ def _report(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: figures[name] for name in ("epoch", "sa", "ra", "flops")}, **named, "finished": False}
 
 
-def _train(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> None:
+def perform(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> None:
+    """A task of cluster.worker, in this process where it has one worker. Raises WorkersFailed where workers died."""
     if run.cluster.workers == 1:
         from cluster.worker import alone
 
@@ -80,11 +81,11 @@ def _train(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> None:
 
             alone(config, watched)
     else:
-        _train_group(config, run, emit, hang)
+        _perform_group(config, run, emit, hang)
 
 
-def _train_group(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> None:
-    """Several workers: a Ray Train run of this trial's own. Reports are made by this thread, as Tune wants it."""
+def _perform_group(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> None:
+    """Several workers: a Ray Train run of their own. Reports are made by this thread, as Tune wants it."""
     # What a trial that was stopped held comes back within seconds, what another job holds, when it likes.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(hang))
     records: queue.Queue[dict[str, Any] | BaseException | str | None] = queue.Queue()
@@ -115,7 +116,7 @@ def _train_group(config: dict[str, Any], run: Run, emit: Emit, hang: float) -> N
 
 
 @contextlib.contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
+def locked(folder: RunFolder) -> Iterator[None]:
     """An attempt whose driver was killed may take seconds to end."""
     deadline = time.monotonic() + 60
     with contextlib.ExitStack() as stack:

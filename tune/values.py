@@ -24,7 +24,7 @@ def put(run: Run, values: Mapping[str, Any], *, draft: bool = False) -> Run:
 
     - an objective in another's place keeps its attack: see `with_attack`;
     - `objective.attack.threat.eps` is of every attack of that objective in the same ball, and of an attack that is made
-      of others in one ball, of all; step sizes stay in proportion;
+      of others in one ball, of all; a stage's is of every stage; step sizes stay in proportion;
     - `shares.0` (or `weights.1`, ...) is that share of all examples; the other shares keep their proportions.
 
     Raises InputError where there is no such field, or what comes of it is no valid Run. `draft`: as `drafting`.
@@ -82,8 +82,11 @@ def balls(part: Any) -> Iterator[Attack]:
         else:
             yield from balls(attack)
     for field in dataclasses.fields(part):
-        if isinstance(getattr(part, field.name), Objective):
-            yield from balls(getattr(part, field.name))
+        value = getattr(part, field.name)
+        # Of stages the last, which is the strongest, before the others.
+        for inner in reversed(value) if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Objective):
+                yield from balls(inner)
 
 
 def with_attack(new: Objective, old: Objective, monitor: Attack) -> Objective:
@@ -195,12 +198,18 @@ def _named(run: Run, path: str, name: str) -> Run:
     return override(exchanged, _changes(exchanged, {path: encode(attacked)}))
 
 
+def _whole(run: Run, path: str) -> str:
+    """Of an objective that is a stage of another one, that: its stages have one ball."""
+    above, _, _stage = path.rpartition(".")
+    return above.rpartition(".")[0] if above and isinstance(at(run, above), tuple) else path
+
+
 def _in_ball(run: Run, path: str, eps: float) -> Run:
     threat = path.removesuffix(".eps")
     place = threat.removesuffix(".threat")
     above, _, field = place.rpartition(".")
     if field == "attack" and isinstance(at(run, above), Objective):
-        place = above
+        place = _whole(run, above)
     old, value = at(run, threat), at(run, place)
     new = decode(Threat, {**encode(old), "eps": eps}, threat)  # type: ignore[type-abstract]
     kind: Any = Objective if isinstance(value, Objective) else Attack

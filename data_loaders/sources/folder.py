@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_loaders.sources import tiny_imagenet
 from data_loaders.sources.base import Request, Source, decode
 from robustscale.errors import InputError
 
@@ -20,6 +21,8 @@ def open_source(request: Request) -> Source:
     Classes and files are in sorted order; what an image says of its orientation is ignored, as torchvision does.
     """
     path = request.existing()
+    if tiny_imagenet.recognises(path):
+        raise InputError(f"{request.spec}: the images of val are in no folders of classes; take tiny_imagenet:{path}")
     homes = _splits(path)
     if not any(_images(folder) for home in homes.values() for folder in _folders(home)):
         raise InputError(f"{request.spec}: no images in {path}; it needs a folder of images for each class")
@@ -34,6 +37,8 @@ def open_source(request: Request) -> Source:
 
 
 def recognises(path: Path) -> bool:
+    if tiny_imagenet.recognises(path):
+        return False
     return path.is_dir() and any(_images(folder) for home in _splits(path).values() for folder in _folders(home))
 
 

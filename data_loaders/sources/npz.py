@@ -23,14 +23,14 @@ def open_source(request: Request) -> Source:
 
     Pixels are integers in 0..255 or floats in [0, 1]. An array of strings called `classes` names the classes.
     """
-    return arrays.open_files(request, ".npz", _Archive)
+    return arrays.open_files(request, ".npz", Archive)
 
 
 def recognises(path: Path) -> bool:
     return bool(arrays.files(path, ".npz"))
 
 
-class _Archive(Mapping[str, NDArray[Any]]):
+class Archive(Mapping[str, NDArray[Any]]):
     """Arrays by name, read when asked for."""
 
     def __init__(self, path: Path) -> None:

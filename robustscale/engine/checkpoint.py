@@ -167,6 +167,12 @@ def _first_sound(folders: Iterable[tuple[int, Path]]) -> tuple[Saved | None, lis
     return None, broken
 
 
+def size_of(step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> int:
+    """Bytes of the checkpoint that `save` would write, to the byte but for the step of its parent."""
+    sizes = {name: File(sum(map(len, parts)), "0" * 64) for name, parts in _contents(step, tensors, state).items()}
+    return sum(file.size for file in sizes.values()) + len(manifest(step, None, sizes))
+
+
 def _score(state: State) -> float | None:
     score = state.get("score")
     return score if isinstance(score, int | float) and abs(score) < math.inf else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -72,6 +73,14 @@ def step_flops(run: Run, network: nn.Module, spec: DataSpec) -> float:
 
     with _untouched(network):
         return sum(p * count(objective) for p, objective in outcomes(run.objective))
+
+
+def training_flops(run: Run, network: nn.Module, spec: DataSpec) -> float:
+    """`step_flops`, as a mean over the epochs of a run whose images grow in the course of it."""
+    sides = Counter(run.image_size_at(epoch) for epoch in range(run.epochs)) if run.data.progressive else {}
+    stages = [(count, spec._replace(height=side, width=side)) for side, count in sides.items() if side is not None]
+    stages = stages or [(run.epochs, spec)]
+    return sum(count * step_flops(run, network, stage) for count, stage in stages) / run.epochs
 
 
 def look_flops(run: Run, network: nn.Module, spec: DataSpec) -> float:

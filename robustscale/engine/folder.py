@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from robustscale.types import DataSpec, Model
 from robustscale.untrusted import expanded, is_there, open_tensors, parse_json, read_json, read_tensors
 
 Weights = Literal["best", "last"]
+_SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
 _RESTORE = "restore it from a copy"
 
 
@@ -35,9 +37,9 @@ class RunFolder:
     It may be somebody else's: what is read from it is JSON and tensors, and no link in it may lead out of it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """`path` may be a URL: `self.path` is this machine's working copy of it then."""
-        self.mirror = Mirror(os.fspath(path)) if is_url(path) else None
+    def __init__(self, path: str | os.PathLike[str], copy: str = "") -> None:
+        """`path` may be a URL: `self.path` is this machine's working copy of it then; see Mirror."""
+        self.mirror = Mirror(os.fspath(path), copy) if is_url(path) else None
         place = path if self.mirror is None else self.mirror.local
         # Ray Train moves its workers to a folder of its own. Not Path.resolve, which raises where links go in a circle.
         self.path = Path(os.path.realpath(expanded(place)))
@@ -77,8 +79,12 @@ class RunFolder:
             self.mirror.remote.require_usable()
 
     def has_checkpoint(self) -> bool:
+        """Raises InputError where a URL can't be read."""
         if self.mirror is not None:
-            return self.mirror.has_checkpoint()
+            try:
+                return self.mirror.has_checkpoint()
+            except Unreachable as error:
+                raise InputError(str(error)) from None
         return any(self.checkpoints.glob("step-*"))
 
     def store(self, keep: int, keep_best: int) -> Store:
@@ -99,7 +105,7 @@ class RunFolder:
         try:
             return read_json(path, _RESTORE)
         except FileNotFoundError:
-            raise InputError(f"{path}: missing; the run did not get so far, go on with --resume {self.path}") from None
+            raise InputError(f"{path}: missing; the run did not get so far, go on with --resume {self.where}") from None
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[Any]:
@@ -139,7 +145,10 @@ class RunFolder:
 
     def rollbacks(self) -> list[dict[str, Any]]:
         """Where training diverged and went back to its last checkpoint, in order."""
-        return list(self.read("rollbacks.json")) if (self.path / "rollbacks.json").exists() else []
+        if not (self.path / "rollbacks.json").exists():
+            return []
+        with self.reading("rollbacks.json") as rollbacks:
+            return list(rollbacks)
 
     def reported_weights(self) -> Weights:
         """Those behind result.json."""
@@ -159,22 +168,28 @@ class RunFolder:
     def write_run(self, run: Run) -> None:
         self.write("run.json", encode(run))
 
-    def weights_path(self, which: Weights) -> Path:
+    def weights_path(self, which: str) -> Path:
+        """`which`: best, last, or the name of a snapshot."""
         return self.path / "weights" / f"{which}.safetensors"
 
-    def save_weights(self, which: Weights, network: nn.Module, **facts: object) -> None:
+    def snapshots(self) -> list[int]:
+        """The epochs after which weights were kept (checkpoints.snapshots), in order."""
+        found = map(_SNAPSHOT.fullmatch, (entry.name for entry in _entries(self.path / "weights")))
+        return sorted(int(match[1]) for match in found if match is not None)
+
+    def save_weights(self, which: str, network: nn.Module, **facts: object) -> None:
         """Weights and buffers under the network's own names; the facts go into the file's metadata."""
         tensors = {name: t.detach().contiguous().cpu() for name, t in network.state_dict().items()}
         # One key: safetensors writes several in random order, and equal weights should be equal files.
         publish(self.weights_path(which), safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
 
-    def load_weights(self, which: Weights, network: nn.Module) -> dict[str, Any]:
+    def load_weights(self, which: str, network: nn.Module) -> dict[str, Any]:
         """Load into a network of this run's shape; returns the facts that were saved. Raises InputError."""
         tensors, facts = self._read_weights(which, network.state_dict())
         network.load_state_dict(tensors)
         return facts
 
-    def network(self, which: Weights = "best", model: Model | None = None) -> nn.Module:
+    def network(self, which: str = "best", model: Model | None = None) -> nn.Module:
         """The trained network, in eval mode, on the CPU: [0, 1] images in, logits out. `model`: the run's, read at
         another operating point."""
         model, spec = model or self.run().model, self.spec()
@@ -184,7 +199,7 @@ class RunFolder:
         network.load_state_dict(tensors)
         return network.eval()
 
-    def _read_weights(self, which: Weights, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read_weights(self, which: str, like: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path, wrong, remedy = self.weights_path(which), "not weights of this run's network", "restore the file"
         try:
             with open_tensors(path, remedy, wrong) as file:
@@ -195,6 +210,11 @@ class RunFolder:
         except (LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: {wrong} ({reason}); {remedy}") from None
+
+
+def snapshot(epoch: int) -> str:
+    """The name of the weights after so many epochs."""
+    return f"epoch-{epoch:04d}"
 
 
 def _entries(folder: Path) -> list[Path]:

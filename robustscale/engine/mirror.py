@@ -47,9 +47,10 @@ _STEP = re.compile(r"step-[0-9]{8,18}")
 class Mirror:
     """Thread-safe. Methods raise Unreachable where they don't say otherwise."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, copy: str = "") -> None:
+        """`copy`: names a working copy beside this machine's usual one."""
         self.url, self.remote = url, Remote(url)
-        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{copy}{url}".encode()).hexdigest()[:16]
         self.local = working_copies() / digest / name_in(url)
         self._lock = threading.RLock()
         self._same: dict[str, Found] = {}
@@ -133,10 +134,14 @@ class Mirror:
             return
         self._same[name] = stamp
         there = self.remote.found(name)
-        # As the other side tells the time, so that the next pull sees at once that they are equal.
-        if there is not None and there.mtime_ns is not None and _stamp(path) == stamp and there.size == stamp.size:
-            os.utime(path, ns=(there.mtime_ns, there.mtime_ns))
-            self._same[name] = there
+        if there is None or there.mtime_ns is None or there.size != stamp.size:
+            return
+        # As the other side tells the time, so that the next pull sees at once that they are equal. Of the file that is
+        # open: one that takes its name meanwhile, of the same size perhaps, must not pass for it.
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if _found(os.fstat(file.fileno())) == stamp:
+                os.utime(file.fileno(), ns=(there.mtime_ns, there.mtime_ns))
+                self._same[name] = there
 
     def _pull(self, checkpoints: Which) -> None:
         alone = self._alone()
@@ -330,10 +335,13 @@ def _content(path: Path) -> bytes | None:
 
 def _stamp(path: Path) -> Found | None:
     try:
-        found = path.lstat()
+        return _found(path.lstat())
     except FileNotFoundError:
         return None
-    return Found(found.st_size, found.st_mtime_ns)
+
+
+def _found(stat: os.stat_result) -> Found:
+    return Found(stat.st_size, stat.st_mtime_ns)
 
 
 def _entries(folder: Path) -> list[Path]:

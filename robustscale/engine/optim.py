@@ -11,13 +11,18 @@ from torch import nn
 from robustscale.fields import require
 
 
-def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameters with an attribute `weight_decay` that is False are left out of it; all others form the first group."""
-    free = [p for p in parameters if getattr(p, "weight_decay", True) is False]
-    if not free:
-        return [{"params": parameters}]
-    names = set(map(id, free))
-    return [{"params": [p for p in parameters if id(p) not in names]}, {"params": free, "weight_decay": 0.0}]
+def _groups(parameters: list[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    """Parameters with an attribute `weight_decay` that is False are left out of it; those with an attribute `lr_factor`
+    have so many times the rate. The first group is that of the largest rate, with decay."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in parameters:
+        key = (-getattr(p, "lr_factor", 1.0), getattr(p, "weight_decay", True) is False)
+        groups.setdefault(key, []).append(p)
+    found = []
+    for (negative, free), members in sorted(groups.items(), key=lambda item: item[0]):
+        rate = {} if negative == -1 else {"lr": -negative * lr}
+        found.append({"params": members, **rate, **({"weight_decay": 0.0} if free else {})})
+    return found
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class SGD:
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            _groups(parameters), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            _groups(parameters, self.lr), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
 
@@ -57,4 +62,4 @@ class AdamW:
         require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay!r} is negative; 0.05 is usual")
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(_groups(parameters), self.lr, self.betas, self.eps, self.weight_decay)
+        return torch.optim.AdamW(_groups(parameters, self.lr), self.lr, self.betas, self.eps, self.weight_decay)

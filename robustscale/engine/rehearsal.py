@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from robustscale.attacks.base import attacking
+from robustscale.engine.backend import LocalBackend
 from robustscale.engine.step import TrainStep
 from robustscale.engine.synthetic import images_like
 from robustscale.errors import InputError
 from robustscale.noise import Noise, drawing
 from robustscale.run import Run
-from robustscale.types import DataSpec, Progress
+from robustscale.types import DataSpec, Progress, Share
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -21,14 +22,20 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 def rehearse(step: TrainStep, spec: DataSpec, num_held_out: int) -> None:
     """One part of a worker's share through objective and backward pass, and one batch of a look at the held-out part.
 
-    On the bare network: no collective, and nothing is changed. Raises InputError.
+    As on the fewest workers that the run may have: a run that lost nodes must not find only then that more images do
+    not fit. On the bare network: no collective, and nothing is changed. Raises InputError.
     """
-    run, world = step.run, step.backend.world
+    run = step.run
+    world = min(step.backend.world, run.cluster.sizes(run.shards // run.accumulation)[-1])
     per_shard = -(-run.batch_size // run.shards)
     shards = 1 if run.reduction == "deterministic" else run.shards // (world * run.accumulation)
     n = per_shard * shards
-    more = "" if run.reduction == "deterministic" else f"raise accumulation above {run.accumulation}, "
-    with _explained(f"batch_size: {n} images of training at once", f"{more}take precision bf16, or lower it", spec):
+    more, what = "", f"batch_size: {n} images of training at once"
+    if run.reduction == "fast":
+        more = f"raise accumulation above {run.accumulation}, "
+        if world < step.backend.world:
+            what, more = f"{what}, on {world} workers,", f"{more}raise cluster.min_workers, "
+    with _explained(what, f"{more}take precision bf16, or lower it", spec):
         _train(step, spec, n)
     n = min(run.evaluation.batch_size, -(-num_held_out // world))
     if n > 0:
@@ -45,7 +52,10 @@ def _train(step: TrainStep, spec: DataSpec, n: int) -> None:
     network.train()
     try:
         # As late as can be: what begins in the course of training, such as AWP, is in.
-        value, _ = step.loss(network, step.smoothed(batch), Progress(run.seed, run.epochs - 1, 1, 2), 1.0, 0)
+        at = Progress(run.seed, run.epochs - 1, 1, 2)
+        # BatchNorm over workers takes more memory than without; this one is over a single worker.
+        batch = step.prepared(Share(batch, (n,), n), at).batch
+        value, _ = step.loss(network, batch, at, 1.0, 0, LocalBackend(step.backend.device))
         torch.autograd.grad(value, step.parameters, allow_unused=True)
     finally:
         torch._foreach_copy_(list(network.buffers()), before)

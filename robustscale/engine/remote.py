@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from robustscale.errors import InputError
 from robustscale.fields import require
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PYARROW = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _AT_ONCE = ("s3", "gcs", "abfs")
 """Where an object appears whole when its writing ends, and there are no folders; by `type_name` of the filesystem."""

@@ -8,10 +8,10 @@ from math import isfinite
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustscale import parallel
+from robustscale.engine.mix import mixed, target_of
 from robustscale.engine.stopwatch import Stopwatch
 from robustscale.engine.updater import Plain, Updater
 from robustscale.models.sync_batch_norm import synchronise
@@ -56,7 +56,8 @@ class TrainStep:
         )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         # Not constants such as the normalisation: their average over three workers may differ from them by an ulp.
-        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        moving = [m for m in self.network.modules() if not getattr(m, "frozen", False)]
+        norms = [m for m in moving if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.buffers = [b for m in norms for b in m.buffers(recurse=False) if b.is_floating_point()]
         # Spectral normalisation's vectors, of which there is no mean.
         averaged = set(map(id, self.buffers))
@@ -70,7 +71,7 @@ class TrainStep:
         self.network.train()
         buffers = list(self.network.buffers())
         before = [b.clone() for b in buffers]
-        share = share._replace(batch=self.smoothed(share.batch))
+        share = self.prepared(share, at)
         asked = torch.tensor([float(ask) for ask in asks], device=self.backend.device)
         metrics, told = self.reduce(share, at, asked)
         norm = self.updater.grad_norm()
@@ -85,14 +86,17 @@ class TrainStep:
         metrics["grad_norm"] = norm
         return Outcome(metrics, skipped, loss, grad_norm, tuple(ask > 0 for ask in agreed))
 
-    def smoothed(self, batch: Batch) -> Batch:
-        """With targets (1 - s) · one-hot + s / classes; attacks are not given the targets."""
+    def prepared(self, share: Share, at: Progress) -> Share:
+        """Mixed, and then with targets (1 - s) · target + s / classes; attacks are not given the targets."""
         s = self.run.label_smoothing
-        if s == 0:
-            return batch
+        if s == 0 and not self.run.mix.on:
+            return share
         classes = cast(int, self.network.classes)
-        target = batch.target if batch.target.is_floating_point() else F.one_hot(batch.target, classes).float()
-        return batch._replace(target=(1 - s) * target + s / classes)
+        share = mixed(share, self.run.mix, classes, at)
+        if s == 0:
+            return share
+        target = (1 - s) * target_of(share.batch, classes) + s / classes
+        return share._replace(batch=share.batch._replace(target=target))
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = _DTYPE[self.run.precision]

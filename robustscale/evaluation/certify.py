@@ -176,7 +176,7 @@ def certify_run(
 
 def _key(run: Run, folder: RunFolder, by: Certification, weights: str) -> str:
     """Of everything a certificate depends on, but for the image."""
-    content = folder.weights_path(weights).read_bytes()  # type: ignore[arg-type]
+    content = folder.weights_path(weights).read_bytes()
     test = folder.read("data.json")["test"]["fingerprint"]
     data = {**dataclasses.asdict(by), "batch": None, "seed": run.seed, "model": encode(run.model), "test": test}
     text = json.dumps(data, sort_keys=True).encode()

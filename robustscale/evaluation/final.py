@@ -65,8 +65,9 @@ def read_test_set(
         _save_gallery(network, test, name, attacker, run, folder)
         result = run_result(examples, name, attacker, weights=which, step=facts["step"], epoch=facts["epoch"])
         held_out = {k: facts[k] for k in ("held_out_sa", "held_out_ra") if k in facts}
-        wall = seconds + time.monotonic() - started
-        more = {"workers": backend.world, "wall_seconds": wall, "versions": versions()} | _drawn(network, run)
+        took = time.monotonic() - started
+        times = {"wall_seconds": seconds + took, "test_seconds": took}
+        more = {"workers": backend.world, **times, "versions": versions()} | _drawn(network, run)
         folder.write("result.json", {**result, **held_out, **training, **more})
     backend.barrier()
 

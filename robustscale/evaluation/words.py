@@ -47,8 +47,10 @@ def threat_of(attack: Attack) -> Threat:
 
 
 def training_attack(objective: Objective) -> Attack | None:
-    """The attack that an objective trains against; None for one without, such as `natural`."""
-    attack: Attack | None = getattr(objective, "attack", None)
+    """The attack that an objective trains against, or the one inside it, or the last of its stages; None for one
+    without, such as `natural`."""
+    inner = getattr(objective, "objective", None) or getattr(objective, "stages", (None,))[-1]
+    attack: Attack | None = getattr(objective, "attack", None) if inner is None else training_attack(inner)
     return attack
 
 

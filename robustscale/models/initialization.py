@@ -1,4 +1,4 @@
-"""Starting weights of the residual networks."""
+"""Starting weights, and which of them decay."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def he_normal_(network: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def no_decay_(network: nn.Module) -> None:
+    """Leave biases and the scales of norms, all that has one dimension, out of weight decay, as transformers' recipes
+    do."""
+    for parameter in network.parameters():
+        if parameter.dim() <= 1:
+            parameter.weight_decay = False  # type: ignore[attr-defined]

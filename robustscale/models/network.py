@@ -29,6 +29,14 @@ class Network(nn.Module):
     def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
         return self.body(self.normalize(x), *condition)  # type: ignore[no-any-return]
 
+    def train(self, mode: bool = True) -> Network:
+        """Frozen stages (models/transfer.py) stay in eval mode."""
+        super().train(mode)
+        for m in self.modules():
+            if getattr(m, "frozen", False):
+                m.training = False
+        return self
+
 
 def build(model: Model, spec: DataSpec, seed: int = 0, *, starting: bool = False) -> Network:
     """The network with starting weights that are a pure function of (model, spec, seed).

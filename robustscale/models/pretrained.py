@@ -65,12 +65,8 @@ def file_of(weights: str, arch: str) -> tuple[Path, str]:
     return path, digest
 
 
-def read(path: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth file with a plain state_dict.
-
-    Raises InputError where the file is missing or torn, holds anything else, or its SHA-256 does not begin with
-    `digest`.
-    """
+def digest_of(path: Path, begins: str = "") -> str:
+    """The SHA-256 of a file of weights. Raises InputError where the file cannot be read, or it begins otherwise."""
     try:
         require_regular(path, "give the path of a file of weights")
         with path.open("rb") as file:
@@ -78,9 +74,19 @@ def read(path: Path, digest: str) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"weights: {path} cannot be read ({error.strerror}); give the path of a file") from None
     require(
-        found.startswith(digest.lower()),
-        f"weights: {path} has SHA-256 {found[:16]}..., not {digest}...; it is torn or another file: fetch it anew",
+        found.startswith(begins.lower()),
+        f"weights: {path} has SHA-256 {found[:16]}..., not {begins}...; it is torn or another file: fetch it anew",
     )
+    return found
+
+
+def read(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file with a plain state_dict.
+
+    Raises InputError where the file is missing or torn, holds anything else, or its SHA-256 does not begin with
+    `digest`.
+    """
+    digest_of(path, digest)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -21,7 +21,8 @@ class ResNet:
     """He et al. 2016, https://arxiv.org/abs/1512.03385, table 1; torchvision's form (stride in a bottleneck's 3x3).
 
     Projection shortcuts where the shape changes (option B), weights as `he_normal_` draws them. At width 1 and 10
-    classes ResNet-18 with the CIFAR stem has 11.2 M parameters; at width 1.25, 17.4 M.
+    classes ResNet-18 with the CIFAR stem has 11.2 M parameters; at width 1.25, 17.4 M. Depth 50 with bottleneck 2 is
+    WRN-50-2 (Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146, table 8), 68.9 M with 1,000 classes.
 
     Use: as the first network for anything from CIFAR to ImageNet; most published comparisons of objectives are of
         ResNet-18.
@@ -36,8 +37,14 @@ class ResNet:
     """cifar: 3x3 at stride 1; 8-fold downsampling in all. imagenet: 7x7 at stride 2 and max-pooling; 32-fold.
     auto: imagenet where the image's shorter side has 96 pixels or more."""
     activation: Activation = "relu"
+    bottleneck: int = 1
+    """Factor on the channels inside depth 50's blocks; 2 is WRN-50-2."""
 
     def __post_init__(self) -> None:
+        require(
+            self.bottleneck == 1 or (self.bottleneck > 1 and self.depth == 50),
+            f"bottleneck: {self.bottleneck} at depth {self.depth}; it is 1, or more at depth 50, whose blocks have one",
+        )
         require(round(64 * self.width) >= 1, f"width: {self.width!r} leaves no channels; 1.0 is the published network")
 
     def build(self, data: DataSpec) -> nn.Module:
@@ -55,7 +62,7 @@ class ResNet:
 class _Basic(nn.Module):
     expansion = 1
 
-    def __init__(self, channels_in: int, channels: int, stride: int, name: Activation) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, name: Activation, _factor: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -72,13 +79,14 @@ class _Basic(nn.Module):
 class _Bottleneck(nn.Module):
     expansion = 4
 
-    def __init__(self, channels_in: int, channels: int, stride: int, name: Activation) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, name: Activation, factor: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        inner = factor * channels
+        self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, 4 * channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * channels)
         self.shortcut = _projection(channels_in, 4 * channels, stride)
         self.act1, self.act2, self.act3 = (activation(name) for _ in range(3))
@@ -118,7 +126,7 @@ class _ResNet(nn.Module):
         for stage, number in enumerate(blocks):
             for position in range(number):
                 stride = 2 if stage > 0 and position == 0 else 1
-                stages.append(block(wide, channels * 2**stage, stride, config.activation))
+                stages.append(block(wide, channels * 2**stage, stride, config.activation, config.bottleneck))
                 wide = channels * 2**stage * block.expansion
         self.blocks = nn.Sequential(*stages)
         self.fc = nn.Linear(wide, data.classes)

@@ -36,10 +36,11 @@ def reestimate(
     """Mean and variance of each BatchNorm's input: the mean of those of the parts, added up in float64 in fixed order.
 
     `parts` are this worker's parts of one global batch after the other, equally many on every worker; `noise` makes the
-    streams of a randomised network of the examples' ids. Each layer meanwhile normalises by the part's own statistics.
-    Leaves the network in eval mode. Without running statistics it does nothing.
+    streams of a randomised network of the examples' ids. Each layer meanwhile normalises by the part's own statistics,
+    but for frozen ones, which stay as they are. Leaves the network in eval mode. Without running statistics it does
+    nothing.
     """
-    tracked = [m for m in norms(network) if m.running_mean is not None]
+    tracked = [m for m in norms(network) if m.running_mean is not None and not getattr(m, "frozen", False)]
     buffers = [b for m in tracked for b in m.buffers(recurse=False) if b.is_floating_point()]
     if not tracked:
         return

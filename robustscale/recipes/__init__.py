@@ -6,13 +6,9 @@ A recipe is found by its name: every public function of every module here whose 
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
-import pkgutil
-import typing
 from collections.abc import Callable
 
-from robustscale.config import unknown
+from robustscale.by_name import named, returning
 from robustscale.run import Run
 
 Recipe = Callable[[], Run]
@@ -20,15 +16,7 @@ Recipe = Callable[[], Run]
 
 @functools.cache
 def _found() -> dict[str, Recipe]:
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return {
-        name: function
-        for module in modules
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__
-        and not name.startswith("_")
-        and typing.get_type_hints(function).get("return") is Run
-    }
+    return returning(Run, __name__)
 
 
 def names() -> list[str]:
@@ -37,11 +25,8 @@ def names() -> list[str]:
 
 
 def function(name: str) -> Recipe:
-    """The recipe itself, for its docstring; - stands for _. Raises InputError, with the nearest name, for no recipe."""
-    name = name.replace("-", "_")
-    if name not in _found():
-        raise unknown("recipe", name, names())
-    return _found()[name]
+    """The recipe itself, for its docstring. Raises InputError, with the nearest name, for no recipe."""
+    return named("recipe", name, _found())
 
 
 def get(name: str) -> Run:

@@ -10,7 +10,9 @@ from typing import Any
 
 from robustscale.config import component_name
 from robustscale.evaluation.words import Attacker, name_of, norm_of, pixels, threat_of, training_attack
+from robustscale.models.transfer import Transfer
 from robustscale.reports.figures import source_name
+from robustscale.reports.plan import plan_columns, plan_notes, plan_rows
 from robustscale.reports.progress import duration, percent
 from robustscale.reports.tables import attacker_of, draws_note, figure_row, setting_note
 from robustscale.run import Run
@@ -24,8 +26,9 @@ def model_card(
     versions: Mapping[str, str],
     wall_seconds: float,
     path_of_run: str,
+    plan: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown. `data` is data.json, `result` is result.json; commands in it name `path_of_run`."""
+    """Markdown. `data`, `result` and `plan` are the JSON files of these names; commands in it name `path_of_run`."""
     objective, model = component_name(run.objective), component_name(run.model)
     size = "{height} x {width}, channels: {channels}".format(**data["spec"])
     sections = [
@@ -40,6 +43,7 @@ def model_card(
         _commands(path_of_run, result["weights"]),
         _limits(run, result),
         _machine(versions, wall_seconds, result),
+        *([] if plan is None else [_plan(plan)]),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -93,13 +97,33 @@ def _training(run: Run) -> str:
         f"- Objective: `{component_name(run.objective)}`{_details(run.objective, ('attack', 'goal'))}. {formula}",
         f"- Training attack: `{name_of(Attacker(attack))}`{_details(attack)}" if attack else "- Training attack: none",
         f"- Network: `{component_name(run.model)}`{_details(run.model)}",
+        *_start(run.transfer),
         f"- Optimizer: `{component_name(run.optimizer)}`{_details(run.optimizer)}; schedule: "
         f"`{component_name(run.schedule)}`{_details(run.schedule)}",
         f"- {run.epochs} epochs at most, batches of {run.batch_size} images over all workers, {run.precision}, "
-        f"augmentation `{run.data.augmentation}`, reduction `{run.reduction}`",
+        f"augmentation `{_augmentation(run)}`, reduction `{run.reduction}`",
         f"- Seed: {run.seed}",
     ]
     return "## Training\n\n" + "\n".join(lines)
+
+
+def _start(transfer: Transfer) -> list[str]:
+    """Nothing of drawn weights."""
+    if transfer.weights is None:
+        return []
+    parts = [f"the first {transfer.frozen} stages frozen"] if transfer.frozen else []
+    if transfer.layer_decay < 1:
+        parts.append(f"each stage at {transfer.layer_decay:g} times the rate of the one above it")
+    return [", ".join([f"- Started from `{transfer.weights}` (SHA-256 {transfer.sha256[:16]}...)", *parts])]
+
+
+def _augmentation(run: Run) -> str:
+    data, mix = run.data, run.mix
+    parts: list[str] = [data.augmentation]
+    parts += [f"rand_augment {data.rand_augment} at magnitude {data.magnitude}"] if data.rand_augment else []
+    parts += [f"{name} {getattr(mix, name):g}" for name in ("mixup", "cutmix") if mix.on and getattr(mix, name)]
+    parts += [f"sides {', '.join(map(str, data.progressive))}"] if data.progressive else []
+    return "; ".join(parts)
 
 
 def _data(data: Mapping[str, Any]) -> str:
@@ -170,6 +194,11 @@ def _machine(versions: Mapping[str, str], wall_seconds: float, result: Mapping[s
     return f"## Cost and versions\n\nWall time {duration(wall_seconds)}{workers}.\n\n" + _table(
         ("what", "version"), rows
     )
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    table = _table(plan_columns(plan), plan_rows(plan))
+    return "## Plan and what it took\n\n" + table + "\n\n" + "\n".join(f"- {note}" for note in plan_notes(plan))
 
 
 def _details(value: Any, told: Sequence[str] = ("threat",)) -> str:

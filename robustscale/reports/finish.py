@@ -20,6 +20,7 @@ from robustscale.reports.frontier_page import frontier_page
 from robustscale.reports.frontier_plot import draw_frontier
 from robustscale.reports.frontier_table import frontier_table
 from robustscale.reports.gallery import draw_gallery
+from robustscale.reports.plan import plan_table, planned, with_actual
 from robustscale.reports.tables import attacker_of, evaluation_table, result_table
 from robustscale.run import Run
 from robustscale.untrusted import open_tensors
@@ -45,7 +46,12 @@ def _draw_run(folder: RunFolder, run: Run, data: dict[str, Any], result: dict[st
         raise InputError(f"{folder.gallery}: missing; {_ANEW}") from None
     title = f"{about}, first images of the test set under {attack}"
     draw_gallery(**shown, classes=data["classes"], path=folder.path / "examples.png", title=title)
-    card = model_card(run, data, result, result["versions"], result["wall_seconds"], folder.where)
+    plan = planned(folder, run)
+    if plan is not None:
+        with folder.reading("plan.json"):
+            plan = with_actual(folder, run, plan, result)
+        folder.write("plan.json", plan)
+    card = model_card(run, data, result, result["versions"], result["wall_seconds"], folder.where, plan)
     publish(folder.path / "README.md", card.encode())
 
 
@@ -53,6 +59,10 @@ def show_result(folder: RunFolder) -> None:
     """Print the table of a finished run, and where it lies."""
     with folder.reading("data.json") as data, folder.reading("result.json") as result:
         result_table(folder.run(), data, result)
+    plan = planned(folder, folder.run())
+    if plan is not None:
+        with folder.reading("plan.json"):
+            plan_table(folder.run(), plan)
     print(f"\n{folder.where}/" + f"  (here: {folder.path}/)" * (folder.mirror is not None))
 
 

@@ -1,4 +1,4 @@
-"""Clean images, what the attack added, and what the network sees in them."""
+"""Images side by side: clean ones with what the attack added and what the network sees in them; and copies."""
 
 from __future__ import annotations
 
@@ -53,6 +53,25 @@ def draw_gallery(
     if title:
         figure.suptitle(title, fontsize=10)
     figure.supxlabel("above: true class;  below: prediction, ✓ right, ✗ wrong (dashed frame)", fontsize=8)
+    save(figure, path)
+
+
+def draw_pairs(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], str]], path: Path, title: str = "", columns: int = 6
+) -> None:
+    """A PNG of pairs, each of two images (height x width x 1 or 3) of any size side by side above its caption."""
+    rows = -(-len(pairs) // columns)
+    figure = new_figure(1.9 * columns, 0.4 + 1.35 * rows)
+    axes = figure.subplots()
+    for place, (*images, caption) in enumerate(pairs):
+        top, left = 1.35 * (place // columns), 2.2 * (place % columns)
+        for side, image in enumerate(images):
+            pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+            axes.imshow(pixels, extent=(left + side, left + side + 1, top + 1, top), interpolation="nearest")
+        axes.text(left + 1, top + 1.03, caption, ha="center", va="top", fontsize=7)
+    axes.set(xlim=(0, 2.2 * columns - 0.2), ylim=(1.35 * rows, 0), title=title)
+    axes.title.set_fontsize(10)
+    axes.axis("off")
     save(figure, path)
 
 

@@ -136,3 +136,23 @@ def test_forwards() -> None:
 def test_refuses(change: dict[str, float], field: str) -> None:
     with pytest.raises(InputError, match=f"^{field}: "):
         dataclasses.replace(APGD(), **change)  # type: ignore[arg-type]
+
+
+def test_two_steps_from_the_image_are_apgd_2() -> None:
+    """In closed form, for the squared distance to a point: 0.08 away the corner of the ball is nearer, and the second
+    step goes back by 0.75 · 0.2 but for 0.25 of momentum; 0.04 away it is not, and half a step from the image is."""
+    x = torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64)
+    nearest = x + torch.tensor([0.08, 0.04]).view(2, 1, 1, 1)
+    asked, graded = [], []
+
+    def score(z: Tensor) -> Tensor:
+        asked.append(z[:, 0, 0, 0].tolist())
+        graded.append(z.requires_grad)
+        return -(z - nearest).square().flatten(1).sum(1)
+
+    attack = APGD(Linf(0.1), steps=2, start="none")
+    x_adv = attack(score, x, noise=attack_noise(2))
+    assert asked == [pytest.approx(point) for point in ([0.5, 0.5], [0.6, 0.6], [0.475, 0.575])]
+    assert x_adv[:, 0, 1, 1].tolist() == pytest.approx([0.6, 0.575])
+    assert graded == [True, True, False]
+    assert torch.equal(attack(score, x, noise=Noise.of(1, torch.arange(2), "attack")), x_adv)

@@ -93,6 +93,7 @@ def test_a_head_that_cannot_start_ends_it(tmp_path: Path) -> None:
         process, printed = start(tmp_path, "true", ports=taken.getsockname()[1])
         assert process.wait(200) == 1, printed.read_text()
     assert "Ray's head did not start" in printed.read_text()
+    assert "not a pid" not in printed.read_text()
     assert left_over(process, tmp_path) == []
 
 

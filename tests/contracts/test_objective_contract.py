@@ -23,6 +23,7 @@ FORWARDS = {
     "alp": 12,
     "awp": 12,
     "cw_pgd": 11,
+    "eps_warmup": 11,
     "fgsm_pgd": 0.5 * 1 + 0.5 * 10 + 1,
     "fgsm_regularization": 3,
     "gairat": 11,
@@ -39,6 +40,7 @@ FORWARDS = {
     "rst_pgd_at": 12,
     "trades": 13,
     "triplet": 9,
+    "weak_to_strong": 2,
 }
 """What each objective's loss costs by default, in forwards of the network an example; OAT draws λ > 0 for 7 of 8."""
 

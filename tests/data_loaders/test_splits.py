@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,52 @@ def test_share_determines_the_result_and_older_runs_have_all_of_it() -> None:
     assert same_result(older, run)
     assert not same_result(older, half)
     assert identity(half) != identity(run)
+
+
+def test_images_of_some_classes_are_left_out(
+    tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    path = beton(tmp_path / "train.beton", list(digits[0]))  # image i is of class i % 10
+    run = override(Run(), {"batch_size": 8, "shards": 2, "data": {"held_out": 0.3, "without": ["class 3", "class 7"]}})
+    splits, whole = Splits.of(run, path, path), Splits.of(override(run, {"data": {"without": []}}), path, path)
+    gone = {row for row in range(30) if row % 10 in (3, 7)}
+    assert set(splits.left_out) == gone
+    assert set(splits.train) == set(whole.train) - gone and set(splits.held_out) == set(whole.held_out) - gone
+    assert gone & set(whole.train) and gone & set(whole.held_out)
+    spec = splits.spec(run)
+    assert spec.classes == 10 and len(splits.rows("test")) == 30
+    assert spec.mean == pytest.approx((np.stack([digits[0][row] for row in splits.train]).mean() / 255,))
+    with pytest.raises(InputError, match="leave out other images than this run did"):
+        whole.require_same(splits.facts(run), "train")
+    whole.require_same(splits.facts(run), "test")
+
+
+@pytest.mark.parametrize(
+    "without, message",
+    [
+        (["clas 3"], r"data\.without: 'clas 3' is none of the 10 classes of .*; did you mean 'class 3'\?"),
+        (["zebra"], "they are class 0, class 1, class 2, .*, class 9"),
+        ([f"class {k}" for k in range(10)], "leaves no image to train on; name fewer classes in data.without"),
+    ],
+)
+def test_classes_that_cannot_be_left_out(
+    without: list[str], message: str, tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    path = beton(tmp_path / "train.beton", list(digits[0]))
+    with pytest.raises(InputError, match=message):
+        Splits.of(override(Run(), {"batch_size": 8, "shards": 2, "data": {"without": without}}), path, path)
+
+
+def test_a_class_is_left_out_once() -> None:
+    with pytest.raises(InputError, match=r"data\.without: \['cat'\] is there twice"):
+        override(Run(), {"data": {"without": ["cat", "dog", "cat"]}})
+
+
+def test_all_classes_of_one_name_are_left_out(
+    tmp_path: Path, digits: tuple[NDArray[np.uint8], NDArray[np.int64]]
+) -> None:
+    source = dataclasses.replace(source_of(list(digits[0]), np.arange(30) % 3), classes=("crane", "owl", "crane"))
+    write(source, tmp_path / "train.beton")
+    run = override(Run(), {"batch_size": 4, "shards": 2, "data": {"without": ["crane"]}})
+    splits = Splits.of(run, tmp_path / "train.beton", tmp_path / "train.beton")
+    assert {row % 3 for row in [*splits.train, *splits.held_out]} == {1}

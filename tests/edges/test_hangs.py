@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from cluster.beats import standing
+from cluster import beats
+from cluster.beats import Beats, Standing, standing
 from cluster.board import SILENT, Beat
 from cluster.watch import START, Watch
 from robustscale.engine.folder import RunFolder
@@ -125,6 +127,18 @@ def test_where_a_thread_stands() -> None:
     assert standing(_fit_epoch(perturb)).collective is None
     assert standing(_fit_epoch(backward)).collective is not None
     assert standing(after_epoch())[1] is False
+
+
+def test_the_same_place_in_another_step_is_another_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame's id is the next one's, as a rule; a rank that waits a little in each step is not one that hangs."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    monkeypatch.setattr(beats, "standing", lambda frame: Standing("in the step", True, (1, 2)))
+    found = Beats(None, 0, RunFolder(tmp_path), HANG, None)
+    found._beat()
+    time.sleep(0.01)
+    assert (found._beat()["waits"] or 0) >= 0.01
+    found.after_step(None)  # type: ignore[arg-type]
+    assert found._beat()["waits"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ from subprocess import PIPE, STDOUT, CompletedProcess, Popen
 
 import pytest
 
+from cluster.worker import _folder
 from data_loaders.splits import Splits
 from data_loaders.write import ensure
 from robustscale import cli, recipes
 from robustscale.config import encode
+from robustscale.engine.backend import LocalBackend
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.remote import Remote
 from robustscale.run import Run
@@ -119,6 +121,27 @@ def test_killed_and_damaged_it_goes_on_from_a_copy_on_another_machine(
     assert steps(found) == steps(twin) == list(range(1, 23))
     assert found.weights_path("last").read_bytes() == twin.weights_path("last").read_bytes()
     assert found.read("trial.json")["ra"] == twin.read("trial.json")["ra"]
+
+
+def test_training_goes_on_from_the_newest_files_beside_an_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same run on the same machine, since before the run came so far elsewhere."""
+    url = f"file://{tmp_path}/there/run"
+    with mirrored_in(tmp_path / "elsewhere"):
+        before = RunFolder(url)
+    before.pull()
+    before.write("writer.json", {"attempt": "first"})
+    before.push()
+    monkeypatch.setenv("ROBUSTSCALE_MIRRORS", str(tmp_path / "here"))
+    backend = LocalBackend("cpu")
+    with _folder({"folder": url, "task": "evaluate"}, backend) as evaluation:
+        evaluation.write("evaluation.json", {})
+        before.write("writer.json", {"attempt": "second"})
+        before.push()
+        with _folder({"folder": url, "task": "pretrain"}, backend) as training:
+            assert training.read("writer.json") == {"attempt": "second"}
+    assert Remote(url).list().keys() == {"writer.json", "evaluation.json"}
 
 
 def _alone(run: Run, place: str, mirrors: Path) -> Popen[str]:

@@ -24,8 +24,10 @@ from robustscale.engine.callbacks.checkpointing import Checkpointing
 from robustscale.engine.checkpoint import Store
 from robustscale.engine.optim import SGD
 from robustscale.engine.trainer import Trainer
+from robustscale.models.convnext import ConvNeXt
 from robustscale.models.network import build
 from robustscale.models.resnet_cifar import ResNetCifar
+from robustscale.models.vit import ViT
 from robustscale.models.wide_resnet import WideResNet
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.run import Run
@@ -95,6 +97,7 @@ def golden_runs() -> dict[str, Run]:
             "log_every": 1,
             "clip": None,
             "precision": "fp32",
+            "data": {"progressive": ()},
         }
         runs[f"recipe-{name}"] = override(run, changes)
     return runs
@@ -105,7 +108,10 @@ def _stronger(objective: str) -> dict[str, Any]:
     stronger = {"attack": {"threat": {"name": "linf", "eps": 0.1}}}
     if objective in ("natural", "mat_rand", "mat_max"):
         return {}
-    return {"objective": stronger} if objective == "awp" else stronger
+    if objective == "weak_to_strong":
+        return {"stages": {"0": stronger, "1": stronger}}
+    warmup = {"share": 1.0} if objective == "eps_warmup" else {}
+    return {"objective": stronger, **warmup} if objective in ("awp", "eps_warmup") else stronger
 
 
 def _model_for(objective: str) -> dict[str, Any]:
@@ -122,6 +128,10 @@ def _smaller(model: Model) -> dict[str, Any]:
         return {"model": _smaller(inner)}
     if isinstance(model, WideResNet):
         return {"depth": 10, "widen": 1}
+    if isinstance(model, ConvNeXt):
+        return {"blocks": (1, 1), "channels": (8, 16)}
+    if isinstance(model, ViT):
+        return {"dimension": 16, "depth": 1, "heads": 2, "patch": 4}
     return {"depth": 8, "base": 4} if isinstance(model, ResNetCifar) else {"width": 1 / 16}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustscale.engine.callback import Callback
+from robustscale.engine.checkpoint import Store
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import Diverged
 from robustscale.objectives.pgd_at import PgdAt
@@ -99,6 +101,24 @@ def test_others_in_between_make_a_new_row() -> None:
 def test_a_learning_rate_far_too_high_diverges() -> None:
     with pytest.raises(Diverged, match=r"step \d+: .* lower optimizer.lr"):
         train(small_run(optimizer={"lr": 1e18}, epochs=20))
+
+
+@pytest.mark.filterwarnings(WARNING)
+def test_skipped_steps_push_no_checkpoint_out(tmp_path: Path) -> None:
+    """Neither by steps, nor by the clock, nor after an epoch: a run that diverges goes back to before the first."""
+    checkpoints = {"every_steps": 1, "every_seconds": 1e-6, "keep": 1}
+    run = sabotaged("loss", (2, 3, 4, 5), divergence={"skip": 3}, checkpoints=checkpoints)
+    with pytest.raises(Diverged, match="step 6"):
+        train(run, root=tmp_path)
+    saved = Store(tmp_path, 1).latest()
+    assert saved is not None and saved.step == 2 and saved.state["position"]["skipped_in_a_row"] == 0
+
+
+@pytest.mark.filterwarnings(WARNING)
+def test_a_run_that_ends_so_is_saved(tmp_path: Path) -> None:
+    train(sabotaged("loss", (4, 5)), root=tmp_path)
+    saved = Store(tmp_path, 1).latest()
+    assert saved is not None and saved.step == 6 and saved.state["position"]["skipped"] == 2
 
 
 def _states(rank: int, run: Run, world: int) -> tuple[list[int], list[dict[str, Tensor]]]:

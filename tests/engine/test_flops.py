@@ -28,12 +28,14 @@ from robustscale.models.noise_net import NoiseNet
 from robustscale.models.spectral_norm import SpectralNorm
 from robustscale.noise import Noise
 from robustscale.objectives.awp import Awp
+from robustscale.objectives.eps_warmup import EpsWarmup
 from robustscale.objectives.mixed import Mixed
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.oat import Oat
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.rat import Rat
 from robustscale.objectives.trades import Trades
+from robustscale.objectives.weak_to_strong import WeakToStrong
 from robustscale.run import Evaluation, Run
 from robustscale.testing.linear import Linear
 from robustscale.threat import Linf
@@ -134,6 +136,10 @@ def run_of(name: str) -> Run:
     """Small; every image of OAT draws λ = 1."""
     plain = name in ("natural", "awp", "fgsm_regularization", "mat_rand", "mat_max")
     changes: dict[str, Any] = {"name": name} if plain else {"name": name, "attack": {"steps": 2}}
+    if name == "eps_warmup":
+        changes = {"name": name, "objective": {"attack": {"steps": 2}}}
+    elif name == "weak_to_strong":  # of stages that cost the same, as every step does
+        changes = {"name": name, "stages": {"0": {"attack": "fgsm"}, "1": {"attack": {"name": "pgd", "steps": 1}}}}
     if not name.startswith("oat"):
         data = {"unlabelled": "in memory"} if name.startswith("rst") else {}
         return small_run(objective=changes, data=data)
@@ -215,6 +221,8 @@ def test_draws_are_weighted_by_their_probability() -> None:
     random = PgdAt(RandomOf((attack(1), attack(5)), weights=(3.0, 1.0)))
     assert of(random, linear()) == pytest.approx((0.75 * 4 + 0.25 * 12) * LINEAR)
     assert of(Awp(PgdAt(attack(1)), start=0.4), linear()) == pytest.approx((0.4 * 4 + 0.6 * 6) * LINEAR)
+    staged = WeakToStrong((PgdAt(FGSM()), PgdAt(attack(3))), (0.75,))
+    assert of(EpsWarmup(staged), linear()) == pytest.approx((0.75 * 4 + 0.25 * 8) * LINEAR)
     nested = Awp(random, start=0.4)
     assert len(outcomes(nested)) == 4
     assert sum(p for p, _ in outcomes(nested)) == pytest.approx(1)
@@ -252,10 +260,10 @@ def test_what_is_paid_once_a_batch_is_left_out() -> None:
 
 
 def test_look_in_closed_form() -> None:
-    """Clean, APGD's steps + 1 forwards and input gradients, and the attacked images once more."""
+    """Clean, APGD's steps + 1 forwards and steps input gradients, and the attacked images once more."""
     run = small_run(evaluation={"monitor": {"name": "apgd", "steps": 10, "threat": {"eps": 0.1}}})
-    assert look_flops(run, linear(), SPEC) == (1 + 2 * 11 + 1) * LINEAR
-    assert look_flops(run, linear().double(), SPEC) == (1 + 2 * 11 + 1) * LINEAR
+    assert look_flops(run, linear(), SPEC) == (1 + 2 * 10 + 1 + 1) * LINEAR
+    assert look_flops(run, linear().double(), SPEC) == (1 + 2 * 10 + 1 + 1) * LINEAR
     pgd = small_run(evaluation={"monitor": {"name": "pgd", "steps": 4}})
     assert look_flops(pgd, linear(), SPEC) == (1 + 2 * 4 + 1) * LINEAR
 

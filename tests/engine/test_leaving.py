@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from robustscale.engine.callback import Callback
 from robustscale.engine.callbacks.checkpointing import Checkpointing
+from robustscale.engine.callbacks.log import Log, read_lines
 from robustscale.engine.checkpoint import Store
+from robustscale.engine.folder import RunFolder
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError, Left
 from tests.engine.small import small_run, train
@@ -101,6 +104,31 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     assert saved is not None and torch.equal(saved.tensors("model")["body.fc.weight"], states[4])
 
 
+def test_what_is_counted_while_a_checkpoint_is_written_is_not_in_it(tmp_path: Path) -> None:
+    """The third of three steps is taken while the checkpoint of the second is held back."""
+    taken = threading.Event()
+
+    class Held(Store):
+        def save(self, step: int, tensors: Any, state: Any) -> Path:
+            assert taken.wait(60)
+            return super().save(step, tensors, state)
+
+    class Taken(Callback):
+        def after_step(self, trainer: Trainer) -> None:
+            if trainer.step == 3:
+                taken.set()
+
+    run = small_run(epochs=1, checkpoints={"every_steps": 2, "every_seconds": None})
+    checkpointing = Checkpointing(run, Held(tmp_path, 9), lambda record: None)
+    train(run, callbacks=[Taken(), checkpointing])
+    checkpointing.close()
+    (tmp_path / "step-00000003").rename(tmp_path / "aside")
+    saved = Store(tmp_path, 9).latest()
+    assert saved is not None and saved.step == 2
+    assert saved.state["metrics"]["window"] == {}
+    assert {steps for _, steps in saved.state["metrics"]["epoch"].values()} == {2}
+
+
 def test_what_fails_in_the_background_ends_training(tmp_path: Path) -> None:
     class Full(Store):
         def save(self, step: int, tensors: Any, state: Any) -> Path:
@@ -111,3 +139,23 @@ def test_what_fails_in_the_background_ends_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="step 1 cannot be written"):
         train(run, callbacks=[checkpointing])
     checkpointing.close()
+
+
+def test_a_run_that_left_after_an_epoch_s_last_step_counts_its_look_once(tmp_path: Path) -> None:
+    """Though it is killed after the look and before the next checkpoint; and what it goes on from is no new one."""
+    folder = RunFolder(tmp_path)
+    run = small_run(epochs=2, checkpoints={"every_seconds": None})
+
+    class Killed(Callback):
+        def after_step(self, trainer: Trainer) -> None:
+            if trainer.step == 4:
+                assert trainer.saved_at is None
+                raise KeyboardInterrupt
+
+    for stops in (Asking("leave", 2), Killed(), Killed(), None):
+        with contextlib.closing(Log(folder, lambda record: None)) as log:
+            callbacks = [log] if stops is None else [log, stops]
+            with contextlib.suppress(Left, KeyboardInterrupt):
+                train(run, root=folder.checkpoints, callbacks=callbacks)
+    records = [(record["event"], record["step"]) for record in read_lines(folder)]
+    assert records == [*[("step", s) for s in (1, 2, 3)], ("epoch", 3), *[("step", s) for s in (4, 5, 6)], ("epoch", 6)]

@@ -446,9 +446,51 @@ def test_run_folder_of_a_url_reads_and_writes_a_working_copy(url: str, tmp_path:
     assert list(mirror.remote.list()) == ["run.json"]
 
 
+def test_what_is_missing_is_made_under_the_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on in the working copy would be another one."""
+    monkeypatch.setenv("ROBUSTSCALE_MIRRORS", str(tmp_path / "here"))
+    folder = RunFolder(f"file://{tmp_path}/there/run")
+    with pytest.raises(InputError, match=f"--resume file://{tmp_path}/there/run"):
+        folder.read("result.json")
+
+
+def test_a_store_that_stops_answering_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBUSTSCALE_MIRRORS", str(tmp_path / "here"))
+
+    def down(self: Remote, folder: str = "") -> None:
+        raise Unreachable(f"{self.url}: cannot be used (down)")
+
+    monkeypatch.setattr(Remote, "list", down)
+    with pytest.raises(InputError, match=r"cannot be used \(down\)"):
+        RunFolder(f"file://{tmp_path}/there/run").has_checkpoint()
+
+
 def test_folder_under_a_url_that_is_no_run_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="not a run's folder"):
         RunFolder.existing(url)
+
+
+def test_file_that_takes_another_s_place_during_a_push_is_pushed_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, as weights are."""
+    monkeypatch.setenv("ROBUSTSCALE_MIRRORS", str(tmp_path / "here"))
+    mirror, utime = Mirror(f"file://{tmp_path}/there/run"), os.utime
+    mirror.pull()
+    path = mirror.local / "best.safetensors"
+    path.write_text("one")
+
+    def meanwhile(place: int | Path, ns: tuple[int, int]) -> None:
+        monkeypatch.setattr(os, "utime", utime)
+        beside = path.with_name(".tmp")
+        beside.write_text("two")
+        beside.replace(path)
+        utime(place, ns=ns)
+
+    monkeypatch.setattr(os, "utime", meanwhile)
+    mirror.push()
+    mirror.push()
+    assert mirror.remote.read("best.safetensors") == b"two"
 
 
 def test_pushes_of_two_threads_do_not_meet(url: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from robustscale import parallel
 from robustscale.engine.backend import LocalBackend
 from robustscale.engine.rehearsal import rehearse
 from robustscale.engine.step import TrainStep
@@ -40,9 +41,21 @@ def test_it_changes_nothing(changes: dict[str, Any]) -> None:
     assert step.updater.state()[0] == {} and step.attack.take() == 0
 
 
-def seen_sizes(**changes: Any) -> list[int]:
+class Several(LocalBackend):
+    """One of several workers, whom nobody would answer: a collective fails."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world = world
+
+    def mean_(self, tensors: list[torch.Tensor]) -> None:
+        raise AssertionError("a collective")
+
+
+def seen_sizes(world: int = 1, **changes: Any) -> list[int]:
     """Of the batches that the network is given."""
-    step, sizes = step_of(**changes), []
+    run = small_run(**changes)
+    step, sizes = TrainStep(run, build(run.model, SPEC, 0), Several(world)), []
     step.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     rehearse(step, SPEC, 100)
     return sizes
@@ -54,10 +67,37 @@ def test_it_sees_as_many_images_as_training_and_looks_will() -> None:
     assert set(seen_sizes(reduction="deterministic", evaluation={"batch_size": 7})) == {5, 7}
 
 
+def test_it_sees_as_many_as_on_the_fewest_workers_that_the_run_may_have() -> None:
+    """Hours later, when nodes are gone, it would be too late: a run's accumulation can't be changed."""
+    look = {"batch_size": 1000}
+    assert set(seen_sizes(4, cluster={"workers": 4}, evaluation=look)) == {10, 25}
+    elastic = {"workers": 4, "min_workers": 1}
+    assert set(seen_sizes(4, cluster=elastic, evaluation=look)) == {40, 100}
+    assert set(seen_sizes(4, cluster=elastic, evaluation=look, accumulation=2)) == {20, 100}
+    assert set(seen_sizes(4, cluster=elastic, evaluation=look, reduction="deterministic")) == {5, 100}
+
+
+def test_elastic_runs_are_told_the_other_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(cluster={"workers": 4, "min_workers": 2})
+    step = TrainStep(run, build(run.model, SPEC, 0), Several(4))
+    monkeypatch.setattr(step, "prepared", lambda share, at: torch.empty(2**58))
+    with pytest.raises(InputError, match=r"20 images of training at once, on 2 workers, .* raise cluster.min_workers"):
+        rehearse(step, SPEC, 100)
+
+
+def test_batch_norm_over_workers_takes_the_memory_that_it_will() -> None:
+    """It computes in float32 with several kernels, which the plain layer does not."""
+    run = small_run(batch_norm="global")
+    step, inside = TrainStep(run, build(run.model, SPEC, 0), Several(2)), []
+    step.network.register_forward_pre_hook(lambda module, args: inside.append(parallel.workers() is not None))
+    rehearse(step, SPEC, 100)
+    assert inside == [False] * (inside.index(True)) + [True] + [False] * (len(inside) - inside.index(True) - 1)
+
+
 def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The allocator's real error: a tensor of an exabyte."""
     step = step_of()
-    monkeypatch.setattr(step, "smoothed", lambda batch: torch.empty(2**58))
+    monkeypatch.setattr(step, "prepared", lambda share, at: torch.empty(2**58))
     with pytest.raises(
         InputError, match=r"batch_size: 40 images .* do not fit into memory; raise accumulation above 1"
     ):

@@ -83,7 +83,7 @@ def test_file_is_replaced_in_one_go(tmp_path: Path) -> None:
 
 
 def test_names_and_queries() -> None:
-    assert is_url("s3://b")
+    assert is_url("s3://b") and is_url("S3://b")  # a folder of that name is never meant
     assert is_url("file:///x")
     assert not any(map(is_url, ("runs", "/a/b", "~/x", "a:b", "C://x", "./s3://b", Path("runs"))))
     assert joined("s3://b/p/?scheme=http", "run") == "s3://b/p/run?scheme=http"

@@ -9,6 +9,7 @@ from torch import nn
 from robustscale.config import components, decode, encode
 from robustscale.errors import InputError
 from robustscale.models.basic import Basic
+from robustscale.models.convnext import ConvNeXt
 from robustscale.models.lwta import Lwta
 from robustscale.models.network import build
 from robustscale.models.noise_net import NoiseNet
@@ -17,6 +18,7 @@ from robustscale.models.resnet_cifar import ResNetCifar
 from robustscale.models.spectral_norm import SpectralNorm
 from robustscale.models.torchvision_zoo import TorchvisionZoo
 from robustscale.models.vgg import VGG
+from robustscale.models.vit import ViT
 from robustscale.models.wide_resnet import WideResNet
 from robustscale.types import DataSpec, Model
 
@@ -37,6 +39,8 @@ SMALL: list[Model] = [
     WideResNet(depth=10, widen=1),
     WideResNet(depth=10, widen=2, dropout=0.3),
     WideResNet(depth=10, widen=1, activation="silu"),
+    ConvNeXt((1, 1), (8, 16)),
+    ViT(dimension=16, depth=1, heads=2, patch=4),
     TorchvisionZoo("mobilenet_v3_small"),
     NoiseNet(ResNetCifar(depth=8, base=4), "channel"),
     Lwta(WideResNet(depth=10, widen=1)),
@@ -50,13 +54,19 @@ SMALL: list[Model] = [
         # He et al. 2016, table 6: 0.27, 0.46, 0.85 and 1.7 M. Zagoruyko and Komodakis 2016, tables 4 and 5: 11.0 M for
         # 16-8, 36.5 M for 28-10, 2.2 M for 40-2; RobustBench: 46.16 M for 34-10, 266.80 M for 70-16. ResNets and VGGs
         # with 32x32 images: kuangliu/pytorch-cifar; with 224x224 and others: torchvision. NoiseNet: the noisy ResNet-20
-        # of elliothe/CVPR_2019_PNI. LWTA has no parameters, and spectral normalisation has buffers alone.
+        # of elliothe/CVPR_2019_PNI. LWTA has no parameters, and spectral normalisation has buffers alone. ConvNeXt-T
+        # and ViT-S with the stem of nmndeep/revisiting-at: 28.6 and 22.8 M; patches: timm's vit_small_patch16_224.
         (ResNet(18), data(), 11_173_962),
         (ResNet(34), data(), 21_282_122),
         (ResNet(50), data(), 23_520_842),
         (ResNet(18), data(224, classes=1000), 11_689_512),
         (ResNet(34), data(224, classes=1000), 21_797_672),
         (ResNet(50), data(224, classes=1000), 25_557_032),
+        (ResNet(50, bottleneck=2), data(224, classes=1000), 68_883_240),
+        (ConvNeXt(), data(224, classes=1000), 28_627_432),
+        (ConvNeXt(stem="patch"), data(224, classes=1000), 28_589_128),
+        (ViT(), data(224, classes=1000), 22_777_576),
+        (ViT(stem="patch"), data(224, classes=1000), 22_050_664),
         (ResNetCifar(20), data(), 269_722),
         (ResNetCifar(32), data(), 464_154),
         (ResNetCifar(56), data(), 853_018),
@@ -162,6 +172,8 @@ def test_stem_follows_the_size_of_the_image() -> None:
     "kind, fields, message",
     [
         ("resnet", {"depth": 20}, "model.depth: 20 will not do"),
+        ("resnet", {"bottleneck": 2}, "model.bottleneck: 2 at depth 18"),
+        ("resnet", {"depth": 50, "bottleneck": 0}, "model.bottleneck: 0 at depth 50"),
         ("resnet", {"width": 0.0}, "model.width: 0.0 leaves no channels"),
         ("resnet", {"stem": "vit"}, "model.stem: 'vit' will not do"),
         ("resnet_cifar", {"depth": 18}, "the nearest is 20"),

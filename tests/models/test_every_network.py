@@ -12,6 +12,7 @@ from robustscale.engine.backend import LocalBackend
 from robustscale.engine.step import TrainStep
 from robustscale.errors import InputError
 from robustscale.models.basic import Basic
+from robustscale.models.convnext import ConvNeXt
 from robustscale.models.lwta import Lwta
 from robustscale.models.network import Network, build
 from robustscale.models.noise_net import NoiseNet
@@ -20,6 +21,7 @@ from robustscale.models.resnet_cifar import ResNetCifar
 from robustscale.models.spectral_norm import SpectralNorm
 from robustscale.models.torchvision_zoo import TorchvisionZoo
 from robustscale.models.vgg import VGG
+from robustscale.models.vit import ViT
 from robustscale.models.wide_resnet import WideResNet
 from robustscale.noise import Noise, drawing, randomised
 from robustscale.types import Model, Progress
@@ -31,6 +33,8 @@ DIGITS: list[Model] = [
     ResNet(width=0.125, activation="silu"),
     THIN,
     WideResNet(10, 1, dropout=0.3),
+    ConvNeXt((1, 1), (8, 16), layer_scale=1.0),
+    ViT(dimension=16, depth=1, heads=2, patch=4),
     TorchvisionZoo("shufflenet_v2_x0_5"),
     NoiseNet(THIN),
     NoiseNet(Basic(channels=4, hidden=8), "element"),

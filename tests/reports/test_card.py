@@ -10,6 +10,7 @@ import torch
 
 from robustscale.attacks.base import Goal
 from robustscale.attacks.pgd import PGD
+from robustscale.engine.mix import Mix
 from robustscale.evaluation.accuracy import NONFINITE, Examples
 from robustscale.evaluation.result import run_result
 from robustscale.evaluation.suite import default_suite, reported, suite_result
@@ -182,3 +183,10 @@ def test_a_blind_attack_on_one_draw_is_called_so() -> None:
     result_table(run, DATA, result, file=out)
     for text in (out.getvalue(), model_card(run, DATA, result, VERSIONS, 1, "runs/shaky")):
         assert "Of one draw of the network's noise" in text and "(no EOT): what it left right is no robustness" in text
+
+
+def test_card_names_what_is_done_to_training_images() -> None:
+    assert "augmentation `none`, reduction" in card(Run())
+    data = Data(rand_augment=2, progressive=(8, 16), image_size=16)
+    told = "augmentation `none; rand_augment 2 at magnitude 9; cutmix 1; sides 8, 16`, reduction"
+    assert told in card(Run(data=data, mix=Mix(cutmix=1.0)))

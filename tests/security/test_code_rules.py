@@ -91,7 +91,7 @@ def _fixed(node: ast.Call) -> bool:
 
 IMPORTERS = {
     "robustscale/config.py": "the packages of KINDS, and the modules that lie in them",
-    "robustscale/recipes/__init__.py": "the modules that lie beside it",
+    "robustscale/by_name.py": "the modules of a package of ours, which is named in the code",
     "robustscale/reports/catalogue.py": "the modules of DEFENCES",
     "robustscale/export.py": "_package(name): the two that ONNX needs, named by its callers",
     "data_loaders/sources/__init__.py": "the modules that lie beside it",

@@ -140,8 +140,11 @@ def entries(place: Place) -> dict[str, Entry]:
         ),
         "frontier --resume": (place.search / "ledger.jsonl", door("frontier", "--resume", place.search)),
         "frontier --report": (place.search / "ledger.jsonl", door("frontier", "--report", place.search)),
-        "ledger": (place.search / "ledger.jsonl", lambda: Ledger(place.search / "ledger.jsonl")),
-        "optuna journal": (run.parent / "journal", lambda: existing_storage(str(run.parent / "journal"))),
+        "ledger": (place.search / "ledger.jsonl", lambda: Ledger(place.search / "ledger.jsonl").records()),
+        "optuna journal": (
+            run.parent / "journal",
+            lambda: existing_storage(str(run.parent / "journal")).get_all_studies(),
+        ),
         "model file": (place.model, lambda: model_file.load(place.model)),
         "weights .pth": (run.parent / "w.pth", lambda: pretrained.read(run.parent / "w.pth", "")),
         "weights .safetensors": (
@@ -158,18 +161,6 @@ def entries(place: Place) -> dict[str, Entry]:
         "source .parquet": (run.parent / "x.parquet", lambda: open_source(f"parquet:{run.parent / 'x.parquet'}")),
     }
     return found
-
-
-HARMLESS = {
-    ("certificates", "empty"),
-    ("certificates", "newline"),
-    ("ledger", "empty"),
-    ("certificates", "link-to-nothing"),
-    ("ledger", "link-to-nothing"),
-    ("optuna journal", "empty"),
-    ("optuna journal", "nuls"),
-}
-"""No records are no records."""
 
 
 def judge(entry: Entry, put: Callable[[Path], None], canary: Path) -> str | None:
@@ -196,8 +187,9 @@ def _outcome(call: Callable[[], object], canary: Path, path: Path) -> str | None
     try:
         with _limited(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call()
-        wrong = "was accepted"
+            read = call()
+        # Of what grows by lines, a torn last one is left out: no records are no records.
+        wrong = "" if read in ([], {}) else "was accepted"
     except InputError as error:
         text = str(error)
         # What it says must be of this file; else it was accepted, and something else was missing.
@@ -228,13 +220,17 @@ def _limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def listed(wrong: dict[str, str]) -> str:
+    return "\n".join(f"{pair}: {said}" for pair, said in wrong.items())
+
+
 def run_matrix(place: Place, canary: Path, step: int, first: int = 0) -> tuple[int, dict[str, str]]:
     """Every step-th pair of payload and entry; returns how many, and what went wrong."""
     pairs = list(itertools.product(entries(place).items(), payloads().items()))[first::step]
     wrong = {}
     for (entry, way_in), (payload, put) in pairs:
         said = judge(way_in, put, canary)
-        if said is not None and not (said.startswith("was accepted") and (entry, payload) in HARMLESS):
+        if said is not None:
             wrong[f"{entry} < {payload}"] = said
     return len(pairs), wrong
 
@@ -266,7 +262,7 @@ def test_what_is_sound_is_read(place: Place, canary: Path) -> None:
 def test_a_sample_of_the_matrix(place: Place, canary: Path) -> None:
     num, wrong = run_matrix(place, canary, 89)
     assert num >= 60
-    assert wrong == {}
+    assert not wrong, listed(wrong)
 
 
 @pytest.mark.slow
@@ -275,7 +271,7 @@ def test_a_sample_of_the_matrix(place: Place, canary: Path) -> None:
 def test_every_payload_at_every_entry(part: int, place: Place, canary: Path) -> None:
     num, wrong = run_matrix(place, canary, 8, part)
     print(f"{num} pairs, {len(wrong)} wrong")
-    assert wrong == {}
+    assert not wrong, listed(wrong)
 
 
 def _spoilt_checkpoint(place: Place, name: str, put: Callable[[Path], None], *, sealed: bool) -> Callable[[], object]:
@@ -341,7 +337,7 @@ def checkpoint_matrix(place: Place, canary: Path, step: int, first: int = 0) -> 
 def test_a_sample_of_hostile_checkpoints(place: Place, canary: Path) -> None:
     num, wrong = checkpoint_matrix(place, canary, 71)
     assert num >= 8
-    assert wrong == {}
+    assert not wrong, listed(wrong)
 
 
 @pytest.mark.slow
@@ -350,7 +346,7 @@ def test_a_sample_of_hostile_checkpoints(place: Place, canary: Path) -> None:
 def test_every_hostile_checkpoint(part: int, place: Place, canary: Path) -> None:
     num, wrong = checkpoint_matrix(place, canary, 4, part)
     print(f"{num} pairs, {len(wrong)} wrong")
-    assert wrong == {}
+    assert not wrong, listed(wrong)
 
 
 def _state(place: Place) -> dict[str, Any]:

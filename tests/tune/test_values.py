@@ -27,6 +27,7 @@ from robustscale.objectives.mat_rand import MatRand
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.trades import Trades
+from robustscale.objectives.weak_to_strong import WeakToStrong
 from robustscale.run import Data, Evaluation, Run
 from robustscale.threat import L2, Linf
 from robustscale.types import Objective
@@ -130,6 +131,13 @@ def test_the_training_ball_takes_the_step_size_along_and_leaves_the_judges_alone
     run = put(RECIPE, {"objective.attack.threat.eps": 0.05})
     assert run.objective == PgdAt(PGD(Linf(0.05), steps=7, step_size=0.015))
     assert run.evaluation == RECIPE.evaluation
+
+
+def test_stages_have_one_ball() -> None:
+    stages = WeakToStrong((Natural(), PgdAt(FGSM(Linf(0.1))), PgdAt(ATTACK)), (0.2, 0.5))
+    small = (Natural(), PgdAt(FGSM(Linf(0.05))), PgdAt(PGD(Linf(0.05), steps=7, step_size=0.015)))
+    assert put(of(stages), {"objective.stages.2.attack.threat.eps": 0.05}).objective == WeakToStrong(small, (0.2, 0.5))
+    assert objective(of(stages), objective="trades").attack == dataclasses.replace(ATTACK, start="gaussian")
 
 
 def test_a_step_size_by_its_rule_stays_one() -> None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from robustscale.engine.averaging import Newest
 from robustscale.engine.callback import Callback
-from robustscale.engine.step import shards_of
+from robustscale.engine.statistics import reestimate_on
 from robustscale.engine.trainer import Trainer
-from robustscale.models.statistics import norms, reestimate
-from robustscale.noise import Noise
+from robustscale.models.statistics import norms
 from robustscale.run import Run
 from robustscale.types import Averaging
 
@@ -65,7 +64,8 @@ class Averager(Callback):
 
     def after_epoch(self, trainer: Trainer) -> None:
         if self.averaging.reestimate and 0 < self._share(trainer) < 1:
-            self._reestimate(trainer)
+            # On the epoch just trained on.
+            reestimate_on(trainer, self.network, trainer.epoch - 1)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.network.state_dict()
@@ -75,17 +75,6 @@ class Averager(Callback):
 
     def _share(self, trainer: Trainer) -> float:
         return self.averaging.share(trainer.step, trainer.total_steps, trainer.loader.num_batches)
-
-    def _reestimate(self, trainer: Trainer) -> None:
-        """On the epoch just trained on, batch by batch, or shard by shard with deterministic reduction."""
-        by_shard = trainer.run.reduction == "deterministic"
-        shares = trainer.loader.epoch(trainer.epoch - 1)
-        parts = (shards_of(share) if by_shard else [share.batch] for share in shares)
-
-        def noise(index: Tensor) -> Noise:
-            return Noise.of(trainer.run.seed, index, "statistics", trainer.epoch)
-
-        reestimate(self.network, parts, trainer.backend, noise)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

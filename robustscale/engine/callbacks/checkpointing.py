@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,10 @@ from robustscale.engine.manifest import Saved
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
 from robustscale.run import Run, identity, same_result
+from robustscale.types import Backend, State
+
+SETTLES = 60.0
+"""Seconds within which a checkpoint that one worker sees on shared storage is seen by all."""
 
 
 class Checkpointing(Callback):
@@ -31,16 +36,30 @@ class Checkpointing(Callback):
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[None] | None = None
         self.last = time.monotonic()
+        self.resumed: int | None = None
+        """The step of the checkpoint that this attempt went on from."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        saved = self.store.latest()
-        step = torch.tensor(-1 if saved is None else saved.step, device=trainer.backend.device)
-        if len(set(trainer.backend.gather(step).tolist())) > 1:
-            raise InputError(f"{self.store.root}: workers see different checkpoints; use storage that all nodes share")
+        saved = self._latest(trainer.backend)
         if saved is not None:
             self._restore(trainer, saved)
             if trainer.backend.rank == 0:
                 self.emit({"event": "note", "message": f"resumed at step {trainer.step}, epoch {trainer.epoch}"})
+
+    def _latest(self, backend: Backend) -> Saved | None:
+        """The one that all workers see: on shared storage, what one has published may take others a while to see."""
+        until = time.monotonic() + SETTLES
+        while True:
+            saved = self.store.latest()
+            mine = (-1 if saved is None else saved.step, time.monotonic() > until)
+            steps, late = backend.gather(torch.tensor(mine, device=backend.device)).unbind(1)
+            if len(set(steps.tolist())) == 1:
+                return saved
+            if late.any():
+                raise InputError(
+                    f"{self.store.root}: workers see different checkpoints; use storage that all nodes share"
+                )
+            time.sleep(min(2.0, SETTLES))
 
     def after_step(self, trainer: Trainer) -> None:
         self._ask_when_due(trainer)
@@ -48,14 +67,16 @@ class Checkpointing(Callback):
         due = every is not None and trainer.step % every == 0
         # At the end of an epoch it is saved after the look at the held-out part, unless there is no time for that.
         within = trainer.batch < trainer.loader.num_batches
-        if trainer.agreed["leave"] or (within and (due or trainer.agreed["save"])):
+        asked = within and (due or trainer.agreed["save"])
+        if trainer.agreed["leave"] or (asked and _sound(trainer)):
             trainer.metrics.flush(trainer.step)
             self._save(trainer, None)
         if trainer.agreed["leave"]:
             self._finish(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if trainer.epoch % self.run.checkpoints.every_epochs == 0 or trainer.stop or trainer.epoch == self.run.epochs:
+        due = trainer.epoch % self.run.checkpoints.every_epochs == 0 and _sound(trainer)
+        if due or trainer.stop or trainer.epoch == self.run.epochs:
             self._save(trainer, trainer.record.get("ra"))
 
     def on_fit_end(self, trainer: Trainer) -> None:
@@ -76,21 +97,13 @@ class Checkpointing(Callback):
             trainer.ask("save")
 
     def _save(self, trainer: Trainer, score: float | None) -> None:
-        optimizer, state = trainer.train_step.updater.state()
-        if trainer.backend.rank > 0:
+        groups, state = contents_of(trainer, score)
+        # At the end of an epoch that was left after its last step, the very checkpoint that it went on from is due.
+        if trainer.backend.rank > 0 or trainer.step == self.resumed:
             return
-        state |= {
-            "identity": identity(self.run),
-            "position": trainer.position(),
-            "stop": trainer.stop,
-            "metrics": trainer.metrics.state_dict(),
-            "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks},
-            "score": score,
-        }
-        groups: dict[str, Mapping[str, Tensor]] = {"model": trainer.network.state_dict(), "optimizer": optimizer}
-        groups |= {_group(c): named for c in trainer.callbacks if (named := c.tensors())}
         self._wait()
-        copies = {group: _copies(named) for group, named in groups.items()}
+        # All of it: training goes on changing what the state refers to, too.
+        state, copies = copy.deepcopy(state), {group: _copies(named) for group, named in groups.items()}
         self.last = time.monotonic()
         self.writing = self.writer.submit(self._write, trainer, trainer.step, copies, state)
 
@@ -122,6 +135,7 @@ class Checkpointing(Callback):
             trainer.train_step.updater.load(saved.tensors("optimizer"), state)
             trainer.metrics.load_state_dict(state["metrics"])
             trainer.stop = bool(state["stop"])
+            self.resumed = saved.step
             for name, value in _position(state["position"], trainer.position(), saved.step).items():
                 setattr(trainer, name, value)
             for callback in trainer.callbacks:
@@ -129,6 +143,22 @@ class Checkpointing(Callback):
                 if f"{_group(callback)}.safetensors" in saved.files:
                     # Averages: shaped as what they are of.
                     callback.load_tensors(_like(saved.tensors(_group(callback), device), trainer.network.state_dict()))
+
+
+def contents_of(trainer: Trainer, score: float | None) -> tuple[dict[str, Mapping[str, Tensor]], State]:
+    """Tensors by group, and all else, of a checkpoint of where training stands; a collective of all workers."""
+    optimizer, state = trainer.train_step.updater.state()
+    state |= {
+        "identity": identity(trainer.run),
+        "position": trainer.position(),
+        "stop": trainer.stop,
+        "metrics": trainer.metrics.state_dict(),
+        "callbacks": {type(c).__name__: c.state_dict() for c in trainer.callbacks},
+        "score": score,
+    }
+    groups: dict[str, Mapping[str, Tensor]] = {"model": trainer.network.state_dict(), "optimizer": optimizer}
+    groups |= {_group(c): named for c in trainer.callbacks if (named := c.tensors())}
+    return groups, state
 
 
 @contextlib.contextmanager
@@ -160,6 +190,12 @@ def _position(found: Mapping[str, Any], own: Mapping[str, float], step: int) -> 
     if found["step"] != step or not {"epoch", "batch", "seconds"} <= found.keys():
         raise ValueError("position: is not of this step, or lacks something")
     return found
+
+
+def _sound(trainer: Trainer) -> bool:
+    """Whether the newest step was taken. If not, the weights may be what no step can be taken from, and checkpoints of
+    them would push out those that a diverged run can go back to."""
+    return trainer.skipped_in_a_row == 0
 
 
 def _group(callback: Callback) -> str:

@@ -26,7 +26,9 @@ class Log(Callback):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [line for line in read_lines(self.folder) if line["step"] <= trainer.step]
+        kept = [
+            line for line in read_lines(self.folder) if line["step"] <= trainer.step and not _to_come(line, trainer)
+        ]
         publish(self.folder.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.file = self.folder.metrics.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step + 1)
@@ -57,6 +59,12 @@ class Log(Callback):
                 tag = f"{record['event']}/{name}"
                 self.tensorboard.add_scalar(tag, value, record["step"])
         self.emit(record)
+
+
+def _to_come(line: dict[str, Any], trainer: Trainer) -> bool:
+    """Of an epoch that was left after its last step: its record is made, once more, before the next step."""
+    epoch = line.get("epoch")
+    return line["event"] == "epoch" and isinstance(epoch, int) and epoch > trainer.epoch
 
 
 def read_lines(folder: RunFolder) -> list[dict[str, Any]]:
