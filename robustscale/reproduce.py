@@ -1,0 +1,253 @@
+"""`python -m robustscale.reproduce NAME`: a table or figure of a source report, run anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from robustscale import cli, experiments
+from robustscale.cli import door
+from robustscale.config import override
+from robustscale.engine.folder import RunFolder
+from robustscale.errors import WorkersFailed
+from robustscale.experiments.base import SCALES, Experiment, Network, Scale
+from robustscale.fields import require
+from robustscale.run import Run
+
+if TYPE_CHECKING:
+    from tune.grid import Course
+    from tune.grid_run import GridSettings
+
+PROG = "python -m robustscale.reproduce NAME"
+DESCRIPTION = """\
+Runs an experiment of the source reports and fills its own table or figure: our figures beside the published ones, mean
+and spread over seeds, and a plain verdict on whether the trend holds. The trainings form a plan: a pretraining that
+several tunings start from is trained once, what does not hang on each other runs in parallel, and the same command goes
+on after a kill without repeating what was finished. Trainings are kept in STORAGE/nodes, shared by all experiments.
+
+  python -m robustscale.reproduce --list
+  python -m robustscale.reproduce NAME --scale smoke
+  python -m robustscale.reproduce NAME --scale small --plan-only
+  python -m robustscale.reproduce NAME --scale medium --seeds 3 --gpus-per-worker 0.25 precision=bf16
+  python -m robustscale.reproduce NAME --scale medium --source-data parquet:imagenet32 --target-data cifar10
+
+  --list            every experiment, and what it claims
+  --plan-only       show the plan and how much there is to do, and exit
+  --run-name NAME   the report's folder (default: NAME-SCALE)
+  --storage DIR     where trainings and reports are kept (default: $ROBUSTSCALE_STORAGE, ./runs), on storage that every
+                    node sees
+  PATH=VALUE        any field of every run, as `python -m robustscale.pretrain --help` lists them: data.loader=resident,
+                    precision=bf16, batch_size=64, data.root=/data
+
+Scales:
+{scales}
+
+STORAGE/NAME-SCALE/ holds table.md, experiment.json and, of a figure, experiment.png.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person may set, beside the scale's name."""
+
+    scale: Literal["smoke", "small", "medium", "full"] = "small"
+    """How much smaller than published; see above. The options below replace a part of it."""
+    seeds: int | None = None
+    """Times that each training is repeated, with the seeds 0, 1, ..."""
+    source_data: str | None = None
+    """In place of the pretraining set: any source that `python -m robustscale.prepare` accepts, or a folder with
+    train.beton and test.beton."""
+    target_data: str | None = None
+    """In place of the set that is tuned on and judged; where an experiment has one set, this."""
+    share: float | None = None
+    """Of the training images."""
+    network: Network | None = None
+    """published, narrow (a quarter of the channels) or tiny (for digits)."""
+    epochs: float | None = None
+    """Factor on the published numbers of epochs."""
+    workers: int = 1
+    """Of each training. One runs in a process that is used again, several as a Ray Train group."""
+
+    leaks: Literal["refuse", "ignore"] = "refuse"
+    """What is done where images that are pretrained on are in the target's test set; leaks/ in the report's folder has
+    them."""
+
+    def scaled(self) -> Scale:
+        given = {"seeds": self.seeds, "source": self.source_data, "target": self.target_data, "share": self.share}
+        given |= {"network": self.network, "epochs": self.epochs}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(SCALES[self.scale], **changes)
+
+
+def scale_list() -> str:
+    from robustscale.reports.experiment import scale_words
+
+    return "\n".join(f"  {scale_words(scale).removeprefix('Scale ')}" for scale in SCALES.values())
+
+
+def main() -> int:
+    args = sys.argv[1:]
+    if "--help" in args or "-h" in args:
+        return _help()
+    if cli.take_flag(args, "--list"):
+        return _list()
+    storage = cli.storage_folder(args)
+    plan_only = cli.take_flag(args, "--plan-only")
+    run_name = cli.take_option(args, "--run-name")
+    entries = [arg for arg in args if _ENTRY.fullmatch(arg)]
+    args = [arg for arg in args if not _ENTRY.fullmatch(arg)]
+    require(bool(args) and not args[0].startswith("-"), f"NAME: is missing; {PROG} --list shows every experiment")
+    name = args.pop(0).replace("-", "_")
+    experiments.function(name)
+    options, settings = _parsed(args)
+    scale = options.scaled()
+    experiment = experiments.get(name, scale).changed(lambda run: _here(run, options.workers, entries))
+    folder = RunFolder(storage / dataclasses.replace(Run(), name=run_name or f"{name}-{scale.name}").name)
+    leaks = options.leaks == "refuse"
+    return reproduce(name, experiment, scale, storage, folder, settings, plan_only=plan_only, leaks=leaks)
+
+
+_ENTRY = re.compile(r"[a-z_][\w.-]*=.*")
+
+
+def _parsed(args: list[str]) -> tuple[Options, GridSettings]:
+    from tune.grid_run import GridSettings
+
+    both = _both()
+    given = cli.parse(both, args, PROG, "")
+
+    def part(cls: type) -> dict[str, Any]:
+        return {field.name: getattr(given, field.name) for field in dataclasses.fields(cls)}
+
+    return Options(**part(Options)), GridSettings(**part(GridSettings))
+
+
+def _both() -> Any:
+    """Options and GridSettings as one dataclass, for one --help."""
+    from tune.grid_run import GridSettings
+
+    @dataclass(frozen=True, kw_only=True)
+    class All(GridSettings, Options):
+        pass
+
+    return All
+
+
+def _help() -> int:
+    cli.parse(_both(), ["--help"], PROG, DESCRIPTION.format(scales=scale_list()))
+    return 0
+
+
+def _list() -> int:
+    width = max(map(len, experiments.names()), default=0)
+    for name in experiments.names():
+        summary = (inspect.getdoc(experiments.function(name)) or "").partition("\n")[0]
+        print(f"  {name:<{width}}  {summary}")
+    return 0
+
+
+def _here(run: Run, workers: int, entries: list[str]) -> Run:
+    """On so many workers, with the fields that were given, and with absolute paths."""
+    changes: dict[str, Any] = {"cluster": {"workers": workers}}
+    for entry in entries:
+        path, _, value = entry.partition("=")
+        *outer, last = path.replace("-", "_").split(".")
+        part = changes
+        for name in outer:
+            part = part.setdefault(name, {})
+        part[last] = value
+    return cli.here(override(run, changes))
+
+
+def reproduce(
+    name: str,
+    experiment: Experiment,
+    scale: Scale,
+    storage: Path,
+    folder: RunFolder,
+    settings: GridSettings,
+    *,
+    plan_only: bool = False,
+    leaks: bool = True,
+) -> int:
+    """Plan, do what is not done, and write the report of what there is. `leaks`: refuse them. Raises WorkersFailed
+    where nodes failed."""
+    from robustscale.reports.experiment import finish_experiment
+    from robustscale.reports.grid_display import GridDisplay
+    from tune.grid import Course, plan
+    from tune.grid_checks import require_ready
+    from tune.grid_figures import measured
+    from tune.grid_node import finished
+    from tune.grid_run import run_grid
+
+    nodes = plan(experiment, scale.seeds)
+    course = Course.of(nodes, [key for key, node in nodes.items() if finished(node, storage)])
+    if plan_only:
+        _show_plan(experiment, scale, course)
+        return 0
+    cluster = next(iter(nodes.values())).training.run.cluster
+    require(
+        settings.gpus_per_worker == 1 or cluster.workers == 1,
+        f"gpus_per_worker: {settings.gpus_per_worker} for nodes of {cluster.workers} workers, which need a GPU each",
+    )
+    with folder.locked():
+        with GridDisplay(title=folder.path.name) as display:
+            require_ready(course, folder.path, display.update, leaks=leaks)
+            run_grid(course, storage, cluster, settings, display.update)
+        found, missing = measured(experiment, scale.seeds, course, storage)
+        finish_experiment(folder, name, experiment, scale, found, missing, _facts(course))
+    print(f"\n{folder.path}/")
+    failed = course.keys("failed")
+    if failed:
+        first, left = failed[0], course.keys("left out")
+        raise WorkersFailed(
+            f"{len(failed)} of {len(nodes)} nodes failed and {len(left)} that hang on them were left out; the first: "
+            f"{nodes[first].name}: {course.reasons[first]}; the same command tries them again"
+        )
+    return 0
+
+
+def _facts(course: Course) -> dict[str, Any]:
+    """What became of the plan, for the report."""
+    told = [{"name": course.plan[key].name, "key": key, "reason": reason} for key, reason in course.reasons.items()]
+    return {"total": len(course.plan), **Counter(course.states.values()), "failures": told}
+
+
+def _show_plan(experiment: Experiment, scale: Scale, course: Course) -> None:
+    """The trainings as a tree, each below what it starts from, and how many there are."""
+    from robustscale.experiments.base import Training
+    from robustscale.reports.experiment import scale_words
+
+    print(f"{experiment.title} ({experiment.report})\n{scale_words(scale)}")
+
+    def below(start: str | None, indent: str) -> None:
+        for key, node in course.plan.items():
+            if isinstance(node.what, Training) and (node.needs[0] if node.needs else None) == start:
+                run, state = node.training.run, course.states[key]
+                told = f"{run.epochs} epochs on {run.data.source}" + ("" if state == "waits" else f", {state}")
+                read = [each for each in course.plan.values() if each.folder == key and each.key != key]
+                readings = f", {len(read)} readings" if read else ""
+                print(f"{indent}{key}  {node.name}: {told}{readings}")
+                below(key, indent + "  ")
+
+    below(None, "  ")
+    trainings = [node for key, node in course.plan.items() if key == node.folder]
+    pretrainings = {node.training.start.key for node in trainings if node.training.start is not None}
+    waiting = course.keys("waits")
+    epochs = sum(node.training.run.epochs for node in trainings if node.key in waiting)
+    asked = len(experiment.figures) * scale.seeds
+    print(
+        f"{len(trainings)} trainings ({len(pretrainings)} of them start others) and "
+        f"{len(course.plan) - len(trainings)} readings for {asked} figures; {len(waiting)} nodes, {epochs:,} epochs "
+        "of training to do"
+    )
+
+
+if __name__ == "__main__":
+    door(main, "interrupted; the same command goes on where it ended")

@@ -1,0 +1,93 @@
+"""What `python -m robustscale.reproduce` says and refuses before anything is trained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustscale import reproduce
+from robustscale.errors import InputError
+from robustscale.experiments.base import SCALES
+from tests.edges.tiny_grid import tiny
+from tune.grid import Course, plan
+from tune.grid_run import GridSettings
+
+
+def door(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce", *args])
+    return reproduce.main()
+
+
+def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        door(monkeypatch, "--help")
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    for words in (
+        "--plan-only",
+        "--source-data",
+        "--gpus-per-worker",
+        "smoke: pretraining set digits_source",
+        "--leaks",
+    ):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ([], "NAME: is missing"),
+        (["--scale", "smoke"], "NAME: is missing"),
+        (["no_such_experiment"], "experiment: 'no_such_experiment' is not known"),
+    ],
+)
+def test_what_is_wrong_is_one_line(args: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError) as refused:
+        door(monkeypatch, *args)
+    assert str(refused.value).startswith(words) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", [{"concurrent": 0}, {"gpus_per_worker": 1.5}, {"retries": -1}, {"hang": 0.0}])
+def test_settings_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "):
+        GridSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_options_replace_parts_of_a_scale() -> None:
+    options, settings = reproduce._parsed(["--scale", "medium", "--seeds", "2", "--share", "0.5", "--retries", "3"])
+    scale = options.scaled()
+    assert (scale.name, scale.seeds, scale.share, scale.epochs) == ("medium", 2, 0.5, SCALES["medium"].epochs)
+    assert settings.retries == 3
+    with pytest.raises(InputError, match="option: '--sed' is not known; did you mean '--seeds'"):
+        reproduce._parsed(["--sed", "2"])
+
+
+def test_fields_of_every_run_may_be_given(tmp_path: Path) -> None:
+    experiment = tiny(SCALES["smoke"], str(tmp_path), 2, broken=False)
+    changed = experiment.changed(
+        lambda run: reproduce._here(run, 2, ["data.loader=resident", "precision=bf16", "batch_size=32"])
+    )
+    runs = [node.training.run for node in plan(changed, 1).values()]
+    assert all(run.precision == "bf16" and run.batch_size == 32 and run.cluster.workers == 2 for run in runs)
+    assert all(run.data.loader == "resident" for run in runs)
+    with pytest.raises(InputError, match="batchsize"):
+        experiment.changed(lambda run: reproduce._here(run, 1, ["batchsize=32"]))
+
+
+def test_the_plan_shows_what_hangs_on_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = tiny(SCALES["smoke"], str(tmp_path), 2, broken=False)
+    reproduce._show_plan(experiment, SCALES["smoke"], Course.of(plan(experiment, 1)))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1].split(",")[0] for line in lines[2:-1]] == [
+        "rob",
+        "rob-trades-0.5",
+        "rob-trades-3.0",
+        "natural",
+        "natural-trades-0.5",
+        "natural-trades-3.0",
+    ]
+    assert lines[-1] == (
+        "6 trainings (2 of them start others) and 1 readings for 9 figures; 7 nodes, 12 epochs of training to do"
+    )
