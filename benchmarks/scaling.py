@@ -175,6 +175,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.rank is not None:
         steps(args.rank)
+        if torch.distributed.is_initialized():  # gloo's threads end with the group, or abort what ends without them
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
         return
     from cluster.ray_cluster import ray_cluster
     from robustscale.run import Cluster
