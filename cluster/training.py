@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from data_loaders.beton import Beton
@@ -14,9 +15,11 @@ from robustscale.errors import InputError
 from robustscale.models.network import build
 from robustscale.reports.progress import Display
 from robustscale.run import Run, difference, identity, require_fit
-from robustscale.untrusted import is_there
+from robustscale.untrusted import expanded, is_there, read_json
 
 Leaks = Literal["refuse", "ignore"]
+LEFT_OUT = "left_out.json"
+"""In a run's folder: the images of its source that it leaves out because of data.leaks."""
 
 
 def train_and_show(run: Run, folder: RunFolder, leaks: Leaks = "refuse") -> int:
@@ -68,37 +71,72 @@ def train(run: Run, folder: RunFolder, leaks: Leaks = "refuse") -> None:
         def preparing(done: int, total: int) -> None:
             display.update(_progress("preparing data", run.data.source, done, total))
 
+        begun = folder.has_checkpoint()
+        run = _keeping_leaks(run, folder, begun)
         splits = Splits.of(run, *ensure(run.data, preparing))
         spec = splits.spec(run)
         require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
-        begun = folder.has_checkpoint()
-        if begun and (folder.path / "data.json").exists():
-            splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
+        before = folder.read("data.json") if begun and (folder.path / "data.json").exists() else None
+        if before is not None:
+            splits.require_same(before, "train", "test", "unlabelled")
         source = bring(run, folder)
-        if source is not None and leaks == "refuse" and not begun:
-            _refuse_leaks(source, splits, folder, display)
+        if before is not None:
+            seen = before.get("seen")
+        else:
+            seen = None if run.transfer.weights is None else _seen(source, splits, folder, display, leaks)
         folder.write_run(run)
         if not begun and (folder.path / "rollbacks.json").exists():
             folder.write("rollbacks.json", [])  # a run that starts anew starts at its whole learning rate
-        folder.write("data.json", splits.facts(run))
+        folder.write("data.json", splits.facts(run) | ({} if seen is None else {"seen": seen}))
         folder.push()
         launch("pretrain", run, folder, display.update)
 
 
-def _refuse_leaks(source: Source, splits: Splits, folder: RunFolder, display: Display) -> None:
-    """Raise InputError where the source was trained on images that this run is tested on."""
-    if source.test_fingerprint == splits.test_file.fingerprint:
-        return  # it was tested on them itself
-    if not is_there(source.train_path) or Beton(source.train_path).fingerprint != source.train_fingerprint:
-        message = f"{source.train_path}: not here any more, so whether it holds images of this test set is not known"
+def _keeping_leaks(run: Run, folder: RunFolder, begun: bool) -> Run:
+    """The run, whose data.leaks is a copy in its own folder: where the list was written, another tuning writes its own.
+    Not of a folder under a URL, which lies elsewhere on each node."""
+    if run.data.leaks is None or folder.mirror is not None:
+        return run
+    copy, given = folder.path / LEFT_OUT, expanded(run.data.leaks)
+    if not (begun and copy.exists()):
+        if not is_there(given):
+            return run  # which is refused
+        if given != copy:
+            folder.write(LEFT_OUT, read_json(given, "give the leaks.json that was written of this source"))
+    return replace(run, data=replace(run.data, leaks=str(copy)))
+
+
+def _seen(source: Source | None, splits: Splits, folder: RunFolder, display: Display, leaks: Leaks) -> list[str]:
+    """What is known of images of the test set that the weights this run starts from were trained on, in sentences.
+    Raises InputError where there are any, unless they are ignored."""
+    if leaks == "ignore":
+        told = ["Images of the test set may be among those that the weights were trained on: --leaks ignore."]
+    else:
+        # The newest last, whose leaks.json stays.
+        chain = [] if source is None else [*reversed(source.before), source]
+        unknown = not chain or chain[0].run.transfer.weights is not None
+        told = ["It is not known what the first of these weights were trained on."] if unknown else []
+        told += [_refuse_leaks(each, splits, folder, display) for each in chain]
+    for message in told:
         display.update({"event": "note", "message": message})
-        return
-    seen = Splits.of(source.run, source.train_path, source.test_path, training=False)
+    return told
+
+
+def _refuse_leaks(source: Source, splits: Splits, folder: RunFolder, display: Display) -> str:
+    """What was found, as a sentence. Raises InputError where the source was trained on images that this run is tested
+    on."""
+    path, name = source.train_path, source.run.name
+    if source.test_fingerprint == splits.test_file.fingerprint:
+        return f"{name} has the same test set, and its training images were not compared with it."
+    if not is_there(path) or Beton(path).fingerprint != source.train_fingerprint:
+        return f"{path}: not here any more, so whether it holds images of this test set is not known."
+    seen = Splits.of(source.run, path, source.test_path, training=False)
+    seen.require_same(source.fingerprints(), "train")
 
     def looking(done: int, total: int) -> None:
-        display.update(_progress("looking for leaks", str(source.train_path), done, total))
+        display.update(_progress("looking for leaks", str(path), done, total))
 
-    refuse_leaks(
+    found = refuse_leaks(
         seen.train_file,
         splits.test_file,
         folder.path,
@@ -106,6 +144,9 @@ def _refuse_leaks(source: Source, splits: Splits, folder: RunFolder, display: Di
         remedy="tune with finetune --leaks ignore",
         progress=looking,
     )
+    how = f"pixel for pixel alone ({found.exact_only})" if found.exact_only else "exact copies and near duplicates"
+    more = "" if source.run.data.unlabelled is None else "; its pseudo-labelled images were not compared"
+    return f"None of the {found.compared:,} images that {name} was trained on is in the test set, by {how}{more}."
 
 
 def _progress(event: str, message: str, done: int, total: int) -> dict[str, Any]:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from data_loaders.splits import Splits
 
 SMALLEST = 16
-"""Pixels of a side, below which two people's ones are as alike as an image and its copy."""
+"""Shorter side, in pixels, below which equal pixels alone count: smaller pictures have not the frequencies that are
+compared, and two people's ones are as alike as an image and its copy."""
 CROWDED = 0.1
 """Share of a set's images with a look-alike in the same set, above which likeness tells nothing: handwriting, say."""
 _ASKED, _AMONG = 100, 2000
@@ -40,9 +41,6 @@ SHOWN = 60
 """Pairs in leaks.png."""
 _CHUNK = 512
 """Images in memory at once, in each thread."""
-_LEAST = 16
-"""Shorter side, in pixels, from which on near duplicates are told: smaller pictures have not the frequencies that are
-compared, and one handwritten eight is much like the other. Of those, equal pixels alone count."""
 
 
 class Leak(NamedTuple):
@@ -275,7 +273,7 @@ def _among(source: Beton, rows: NDArray[np.int64], test: Beton, known: Pictures)
     for place, other, mirrored, likeness in zip(pairs.mine, pairs.other, pairs.mirrored, pairs.likeness, strict=True):
         row, test_row = int(mine.rows[place]), int(known.rows[other])
         exact = not mirrored and _equal(source.image(row), test.image(test_row))
-        if not exact and min(_side(source, row), _side(test, test_row)) < _LEAST:
+        if not exact and min(_side(source, row), _side(test, test_row)) < SMALLEST:
             continue
         leak = Leak(row, test_row, round(float(likeness), 3), exact, bool(mirrored))
         if (exact or mine.views[place, 0].any()) and (row not in best or _rank(leak) > _rank(best[row])):

@@ -6,7 +6,8 @@ alone (and coordinates that the CPU computed), so that a pixel depends neither o
 batch, that is, on the number of workers. Which ones drew it is known on the CPU, so nothing waits for the device.
 
 Each operation is Pillow's, to which the paper's are traced; M counts as in torchvision, from 0 to 30, with its ranges.
-Pillow and torchvision compute blends in float32: where the result is a whole number they may truncate to the one below.
+Pillow and torchvision compute blends, and the stretch of auto_contrast, in floats: where the result is a whole number
+they may truncate to the one below.
 The authors' code (tensorflow/tpu, efficientnet/autoaugment.py) differs from the paper and from this: its M of 10 is the
 30 here; it has Invert, Cutout and SolarizeAdd in place of Identity; blends reach from 0.1 to 1.9 without a random sign,
 posterise and solarise grow weaker with M; and what comes in from outside is grey, here black.

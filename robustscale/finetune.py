@@ -13,7 +13,7 @@ from robustscale.cli import door
 from robustscale.config import unknown
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.remote import joined, name_in
-from robustscale.engine.start import model_of, tuned
+from robustscale.engine.start import START, model_of, tuned
 from robustscale.fields import require
 from robustscale.run import Run
 from robustscale.untrusted import expanded, is_there
@@ -104,7 +104,8 @@ def _weights(source: str, which: str | None) -> tuple[Path, str]:
         return file.absolute(), f"{file.absolute().parent.parent.name}-{file.stem}" if of_run else file.stem
     folder = cli.existing_run(source)
     path = folder.weights_path(which or folder.reported_weights())
-    there = sorted(entry.stem for entry in path.parent.glob("*.safetensors"))
+    # But for what it started from itself, which is of other classes and other images.
+    there = sorted({entry.stem for entry in path.parent.glob("*.safetensors")} - {START})
     if path.stem not in there:
         raise unknown("weights", path.stem, there)
     return path, name_in(folder.where)
@@ -118,8 +119,14 @@ def _base(args: list[str], weights: Path, name: str) -> Run:
     else:
         base = recipes.get(args.pop(0) if args and not args[0].startswith("-") else "digits")
         base = dataclasses.replace(base, name=re.sub(r"[^A-Za-z0-9._-]", "-", f"{base.name}-from-{name}")[:64])
-    model = model_of(weights)
-    return tuned(base if model is None or config is not None else dataclasses.replace(base, model=model), weights)
+    if config is not None:
+        return tuned(base, weights)
+    base = dataclasses.replace(base, model=model_of(weights) or base.model)
+    # A recipe's normalisation is for weights that are drawn.
+    found = tuned(
+        dataclasses.replace(base, data=dataclasses.replace(base.data, mean="dataset", std="dataset")), weights
+    )
+    return tuned(base, weights) if found.data.mean == "dataset" else found
 
 
 def _show_stages(run: Run) -> int:

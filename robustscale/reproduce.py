@@ -16,7 +16,7 @@ from robustscale.cli import door
 from robustscale.config import override
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import WorkersFailed
-from robustscale.experiments.base import SCALES, Experiment, Network, Scale
+from robustscale.experiments.base import SCALES, Experiment, Figure, Network, Scale
 from robustscale.fields import require
 from robustscale.run import Run
 
@@ -43,7 +43,8 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
   --storage DIR     where trainings and reports are kept (default: $ROBUSTSCALE_STORAGE, ./runs), on storage that every
                     node sees
   PATH=VALUE        any field of every run, as `python -m robustscale.pretrain --help` lists them: data.loader=resident,
-                    precision=bf16, batch_size=64, data.root=/data
+                    precision=bf16, batch_size=64, data.root=/data; the report tells them. What the experiment varies,
+                    and what the options below set, is refused
 
 Scales:
 {scales}
@@ -107,9 +108,10 @@ def main() -> int:
     experiments.function(name)
     options, settings = _parsed(args)
     scale = options.scaled()
-    experiment = experiments.get(name, scale).changed(lambda run: _here(run, options.workers, entries))
+    experiment = _with_fields(experiments.get(name, scale), options.workers, entries)
     folder = RunFolder(storage / dataclasses.replace(Run(), name=run_name or f"{name}-{scale.name}").name)
     leaks = options.leaks == "refuse"
+    experiment = experiment if leaks else _not_compared(experiment)
     return reproduce(name, experiment, scale, storage, folder, settings, plan_only=plan_only, leaks=leaks)
 
 
@@ -150,6 +152,75 @@ def _list() -> int:
         summary = (inspect.getdoc(experiments.function(name)) or "").partition("\n")[0]
         print(f"  {name:<{width}}  {summary}")
     return 0
+
+
+_OF_THE_SCALE = {
+    "seed": "--seeds",
+    "epochs": "--epochs, a factor",
+    "data.source": "--source-data or --target-data",
+    "data.share": "--share",
+    "cluster.workers": "--workers",
+}
+_OF_PRETRAINING = ("data.leaks", "data.without")
+"""Name images or classes of the set that is pretrained on, where there is one."""
+
+
+def _with_fields(asked: Experiment, workers: int, entries: list[str]) -> Experiment:
+    """With the fields that were given in every run, of which the report tells. Raises InputError for those that the
+    scale sets, where what is compared would be equal, and where an epoch that is read would not be kept."""
+    from tune.grid import plan
+
+    by_path = {entry.partition("=")[0].replace("-", "_"): entry for entry in entries}
+    for path in by_path:
+        require(path not in _OF_THE_SCALE, f"{path}: is set by the scale; give {_OF_THE_SCALE.get(path)}")
+    starts = [start.run for figure in asked.figures if (start := figure.reading.training.start) is not None]
+
+    def change(run: Run) -> Run:
+        kept = _OF_PRETRAINING if starts and run not in starts else ()
+        return _here(run, workers, [entry for path, entry in by_path.items() if path not in kept])
+
+    before = len(plan(asked.changed(lambda run: _here(run, workers, [])), 1))
+    changed = asked.changed(change)
+    after = len(plan(changed, 1))
+    given = ", ".join(entries)
+    require(
+        after == before,
+        f"PATH=VALUE: with {given} in every run, {before} nodes are {after}: it sets what the experiment varies; "
+        "leave it out",
+    )
+    for figure in changed.figures:
+        require(
+            figure.reading.training.run.divergence.rollbacks == 0,
+            "divergence.rollbacks: a training of a plan does not go back; one that diverges has failed; leave it out",
+        )
+        _require_epoch(figure)
+    notes = (f"Every run with {given}.",) if entries else ()
+    return dataclasses.replace(changed, notes=(*changed.notes, *notes))
+
+
+def _not_compared(experiment: Experiment) -> Experiment:
+    """Whose report says that leaks were not looked for, where there could be any."""
+    if all(figure.reading.training.start is None for figure in experiment.figures):
+        return experiment
+    note = "Whether images that were pretrained on are in the test set was not looked for (--leaks ignore)."
+    return dataclasses.replace(experiment, notes=(*experiment.notes, note))
+
+
+def _require_epoch(figure: Figure) -> None:
+    """Raise InputError where the figure is of an epoch that its training does not look at, or keep."""
+    run, kind = figure.reading.training.run, figure.reading.kind
+    if kind not in ("looks", "snapshots"):
+        return
+    epoch = int(figure.key[1])
+    require(
+        run.evaluation.patience is None, "evaluation.patience: would end trainings whose epochs are read; leave out"
+    )
+    every = run.checkpoints.snapshots
+    require(
+        run.evaluation.looks_after(epoch, run.epochs) if kind == "looks" else every is not None and epoch % every == 0,
+        f"{'evaluation.every' if kind == 'looks' else 'checkpoints.snapshots'}: leaves out epoch {epoch} of "
+        f"{run.name}, which the experiment reads; leave it out",
+    )
 
 
 def _here(run: Run, workers: int, entries: list[str]) -> Run:

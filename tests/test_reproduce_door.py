@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustscale import reproduce
+from robustscale import experiments, reproduce
 from robustscale.errors import InputError
 from robustscale.experiments.base import SCALES
 from tests.edges.tiny_grid import tiny
@@ -74,6 +74,51 @@ def test_fields_of_every_run_may_be_given(tmp_path: Path) -> None:
     assert all(run.data.loader == "resident" for run in runs)
     with pytest.raises(InputError, match="batchsize"):
         experiment.changed(lambda run: reproduce._here(run, 1, ["batchsize=32"]))
+
+
+def test_the_report_tells_the_fields_that_were_given() -> None:
+    asked = experiments.get("course_pretrain", SCALES["smoke"])
+    changed = reproduce._with_fields(asked, 1, ["precision=bf16", "batch_size=32"])
+    assert changed.notes == (*asked.notes, "Every run with precision=bf16, batch_size=32.")
+    assert reproduce._with_fields(asked, 1, []).notes == asked.notes
+
+
+def test_leaks_are_left_out_of_what_is_pretrained_on_alone() -> None:
+    asked = experiments.get("course_pretrain", SCALES["smoke"])
+    changed = reproduce._with_fields(asked, 1, ["data.leaks=/leaks.json", "precision=bf16"])
+    found = {node.training.run.name: node.training.run for node in plan(changed, 1).values()}
+    assert [name for name, run in found.items() if run.data.leaks is not None] == ["course-imagenet32"]
+    assert all(run.precision == "bf16" for run in found.values())
+
+
+def test_the_report_tells_that_leaks_were_ignored() -> None:
+    tuned, alone = (experiments.get(name, SCALES["smoke"]) for name in ("course_pretrain", "thesis_4_1"))
+    assert "--leaks ignore" in reproduce._not_compared(tuned).notes[-1]
+    assert reproduce._not_compared(alone) == alone
+
+
+@pytest.mark.parametrize(
+    "name, entry, words",
+    [
+        ("thesis_4_1", "epochs=3", "epochs: is set by the scale; give --epochs"),
+        ("thesis_4_1", "seed=3", "seed: is set by the scale; give --seeds"),
+        ("thesis_5_5", "data.share=0.5", "data.share: is set by the scale; give --share"),
+        ("biparo_table_3", "model.name=basic", "PATH=VALUE: with model.name=basic in every run, "),
+        ("biparo_fig_2", "evaluation.every=3", "evaluation.every: leaves out epoch 1 of biparo-wrn18-pgd"),
+        ("biparo_fig_2", "evaluation.patience=3", "evaluation.patience: would end trainings whose epochs are read"),
+        ("thesis_4_1", "divergence.rollbacks=2", "divergence.rollbacks: a training of a plan does not go back"),
+        ("thesis_fig_5_1", "checkpoints.snapshots=2", "checkpoints.snapshots: leaves out epoch 1"),
+    ],
+)
+def test_fields_that_the_figures_go_by_are_refused(name: str, entry: str, words: str) -> None:
+    with pytest.raises(InputError) as refused:
+        reproduce._with_fields(experiments.get(name, SCALES["smoke"]), 1, [entry])
+    assert str(refused.value).startswith(words) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_every_experiment_takes_fields_that_it_does_not_vary(name: str) -> None:
+    reproduce._with_fields(experiments.get(name, SCALES["small"]), 1, ["precision=bf16", "data.loader=resident"])
 
 
 def test_the_plan_shows_what_hangs_on_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,13 +59,14 @@ def _refuse_leaks(start: Run, run: Run, folder: Path, show: Show) -> None:
     if source.test_file.fingerprint == target.test_file.fingerprint:
         return  # pretrained on the target itself
     names = "-".join(file.fingerprint[:12] for file in (source.train_file, target.test_file))
-    found = RunFolder(folder / names)
+    # Of fewer images another: what is pretrained on is without those that the file of all of them names.
+    found = RunFolder(folder / f"{names}-{len(source.train)}")
     if (found.path / "leaks.json").is_file():
         with found.reading("leaks.json") as before:
-            if before["leaks"] == [] and before["compared"] == len(source.train):
+            if before["leaks"] == []:
                 return
     progress = _progress(show, f"looking for leaks in {start.data.source}")
-    remedy = "go on all the same with --leaks ignore"
+    remedy = f"here with data.leaks={found.path}/leaks.json; go on all the same with --leaks ignore"
     refuse_leaks(source.train_file, target.test_file, found.path, source.train, remedy=remedy, progress=progress)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.attempt import job
 from data_loaders.splits import Splits
 from data_loaders.write import ensure
@@ -19,6 +21,7 @@ from robustscale.attacks.base import Goal
 from robustscale.config import decode, encode
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.memory import forget_peak
 from robustscale.engine.start import bring, tuned
 from robustscale.evaluation.joined_runs import kept_weights
 from robustscale.evaluation.noise_defence import Defence
@@ -75,7 +78,7 @@ def node_job(node: Node, storage: str | os.PathLike[str], cluster: Cluster, gpu:
 
 def do_node(config: Mapping[str, Any]) -> None:
     """Raises InputError and Diverged for what another attempt would not mend, WorkersFailed where workers died."""
-    gc.collect()  # the network of a node before, which failed, may still be on the GPU
+    _forget_before()
     folder, run = RunFolder(config["folder"]), decode(Run, config["run"])
     with locked(folder):
         log = Log(folder.path / LOG, config["key"])
@@ -85,6 +88,15 @@ def do_node(config: Mapping[str, Any]) -> None:
         elif not (folder.path / "result.json").exists():
             _train(config, run, folder, log)
         log("done")
+
+
+def _forget_before() -> None:
+    """Of the node that this process did before: its network, if it failed, what torch keeps of its memory, which nodes
+    on the same GPU need, and its peak, which would be told as this one's."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        forget_peak(torch.device("cuda"))
 
 
 class Log:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,9 @@ class _Grid:
 
         while not self.course.over:
             self._start()
-            if done := ray.wait(list(self.running), timeout=0.5)[0] if self.running else []:
+            if not self.running:
+                time.sleep(0.5)  # what may start is at work in another grid
+            elif done := ray.wait(list(self.running), timeout=0.5)[0]:
                 self._end(done[0])
             self._tell_progress()
 
@@ -153,7 +156,7 @@ class _Grid:
         import ray
 
         ray.kill(bench)
-        if self.cluster.workers > 1:
+        if self.cluster.workers > 1 and _free(folder):  # or else it is another grid's group
             from tune.groups import release
 
             release(folder)
@@ -163,6 +166,11 @@ class _Grid:
         self._tell(node)
 
     def _failed(self, node: Node, reason: str, lasting: bool) -> None:
+        if lasting and not _free(nodes_folder(self.storage) / node.folder):
+            # Another grid was quicker, and does it: `_start` waits for that.
+            self.course.again(node.key)
+            self._tell(node)
+            return
         self.died[node.key] = self.died.get(node.key, 0) + 1
         if not lasting and self.died[node.key] <= self.settings.retries:
             self.show({"event": "note", "message": f"{node.name}: {reason}; going on from its last checkpoint"})

@@ -61,11 +61,15 @@ class Source(NamedTuple):
     test_path: Path
     test_fingerprint: str
     classes: tuple[str, ...]
+    left_out: dict[str, Any] | None = None
+    """Which training images it left out, as data.json has it."""
+    before: tuple[Source, ...] = ()
+    """Those that its own weights come from, the newest first."""
 
     def fingerprints(self) -> dict[str, Any]:
         """As data.json has them."""
-        prints = {"train": self.train_fingerprint, "test": self.test_fingerprint}
-        return {part: {"fingerprint": fingerprint} for part, fingerprint in prints.items()}
+        train = {"fingerprint": self.train_fingerprint, "left_out": self.left_out}
+        return {"train": train, "test": {"fingerprint": self.test_fingerprint}}
 
 
 def model_of(weights: Path) -> Model | None:
@@ -93,7 +97,7 @@ def bring(run: Run, folder: RunFolder) -> Source | None:
         facts: dict[str, Any] = {"from": str(weights), "classes": start.classes}
         facts["sha256"] = pretrained.digest_of(weights, run.transfer.sha256)
         if source is not None:
-            facts |= {"run": encode(source.run()), "data": source.read("data.json")}
+            facts |= {"run": encode(source.run()), "data": source.read("data.json"), "before": _facts_before(source)}
         tensors = {name: t.contiguous() for name, t in start.tensors.items()}
         # One key: safetensors writes several in random order, and equal weights should be equal files.
         publish(path, safetensors.torch.save(tensors, {"facts": json.dumps(facts)}))
@@ -121,13 +125,25 @@ def source_of(folder: RunFolder) -> Source | None:
     if "run" not in facts:
         return None
     try:
-        files, run = facts["data"], decode(Run, facts["run"])
-        places = [value for part in ("train", "test") for value in (files[part]["path"], files[part]["fingerprint"])]
-        train, train_fingerprint, test, test_fingerprint = map(str, places)
-        classes = tuple(map(str, files["classes"]))
-    except (LookupError, TypeError, InputError) as error:
+        return _source(facts)._replace(before=tuple(_source(each) for each in facts.get("before", ())))
+    except (LookupError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"{path}: not a copy that was made here ({error}); {_REMEDY}") from None
-    return Source(run, Path(train), train_fingerprint, Path(test), test_fingerprint, classes)
+
+
+def _source(facts: dict[str, Any]) -> Source:
+    files, run = facts["data"], decode(Run, facts["run"])
+    places = [value for part in ("train", "test") for value in (files[part]["path"], files[part]["fingerprint"])]
+    train, train_fingerprint, test, test_fingerprint = map(str, places)
+    classes = tuple(map(str, files["classes"]))
+    left_out = files["train"].get("left_out")
+    return Source(run, Path(train), train_fingerprint, Path(test), test_fingerprint, classes, left_out)
+
+
+def _facts_before(source: RunFolder) -> list[dict[str, Any]]:
+    """Run and data of every run that this one's weights come from, the newest first, as far as they are known."""
+    path = source.weights_path(START)
+    facts = _facts(path) if is_there(path) else {}
+    return [{"run": facts["run"], "data": facts["data"]}, *facts.get("before", [])] if "run" in facts else []
 
 
 _REMEDY = "remove it, and put the file that the run starts from back where it was"

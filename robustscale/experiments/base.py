@@ -293,11 +293,11 @@ class Measured(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The standard error of the mean: over the seeds; of a single one that of a share of n images, which is about
-        the images drawn alone."""
-        if self.spread is not None:
-            return self.spread / math.sqrt(len(self.values))
-        return math.sqrt(self.mean * (1 - self.mean) / self.n) if self.n else 0.0
+        """The standard error of the mean: over the seeds, but not below that of a share of all images judged, since few
+        seeds may agree by chance; of a single seed that of the images alone."""
+        seeds = len(self.values)
+        of_images = math.sqrt(self.mean * (1 - self.mean) / (self.n * seeds)) if self.n else 0.0
+        return max(of_images, (self.spread or 0.0) / math.sqrt(seeds))
 
 
 Found = Mapping[Cell, Measured]
@@ -312,14 +312,16 @@ class Verdict(NamedTuple):
 
 def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2.0, margin: float = 0.0) -> Verdict:
     """Whether the first of each pair is the larger. A difference is told where it exceeds so many standard errors of
-    itself: holds where one at least is told so and none the other way; does not hold where one is told the other way;
-    open where none is told. With a margin: whether the first is larger than the second less the margin, as where it is
+    itself: holds where more than half are told so and none the other way; does not hold where one is told the other
+    way; open otherwise. With a margin: whether the first is larger than the second less the margin, as where it is
     claimed to be as large."""
     pairs = list(pairs)
     told: list[tuple[Cell, Cell, float]] = []
     against: list[tuple[Cell, Cell, float]] = []
+    alone = False
     for larger, smaller in pairs:
         a, b = found[larger], found[smaller]
+        alone |= a.spread is None or b.spread is None
         gap, error = a.mean - b.mean + margin, math.hypot(a.error, b.error)
         if abs(gap) > errors * error:
             (told if gap > 0 else against).append((larger, smaller, gap))
@@ -330,7 +332,9 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     if worst is not None:
         larger, smaller, gap = worst
         counts += f"; furthest off: {' '.join(larger)} is {100 * (margin - gap):.1f} points below {' '.join(smaller)}"
-    return Verdict(False if against else True if told else None, counts)
+    if alone:
+        counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
+    return Verdict(False if against else True if 2 * len(told) > len(pairs) else None, counts)
 
 
 def rising(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

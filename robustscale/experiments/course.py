@@ -123,7 +123,10 @@ def course_normalisation(scale: Scale) -> Experiment:
         verdict=lambda found: compared(
             found, [(("the data's own", column), ("ImageNet's", column)) for column in ("SA", "RA")]
         ),
-        notes=("The report's network, data and schedule are not known, nor what it concludes.",),
+        notes=(
+            "The report's network, data and schedule are not known, nor what it concludes.",
+            *(("At this scale from drawn weights, not ImageNet's.",) if scale.network == "tiny" else ()),
+        ),
     )
 
 

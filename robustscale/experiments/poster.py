@@ -139,5 +139,9 @@ def poster_table_3(scale: Scale) -> Experiment:
         claim="MAT is more robust than PGD-AT in the norm that PGD-AT was not trained on.",
         figures=tuple(figures),
         verdict=lambda found: compared(found, gains),
-        notes=(*_NOTES, "What the poster concludes is not known: asked is what MAT's authors claim."),
+        notes=(
+            *_NOTES,
+            "What the poster concludes is not known: asked is what MAT's authors claim.",
+            "All weights are those with the best held-out RA in ℓ∞, whatever they were trained on.",
+        ),
     )

@@ -23,7 +23,8 @@ class WeakToStrong(Objective):
     `data.progressive` of the same shares it is their coarse-to-fine as well. Natural training is a stage like any
     other. Costs the mean of the stages, weighted by their shares.
 
-    Use: for long trainings, most of which a weak attack will do for: by the default shares, under half of PGD-3's cost.
+    Use: for long trainings, most of which a weak attack will do for: by the default shares, under two thirds of PGD-3's
+        cost.
     Breaks: where the weak stage is long and its ε large, by the catastrophic overfitting of single steps (Wong et al.
     2020, https://arxiv.org/abs/2001.03994); a stage that follows the last drop of the learning rate learns little.
     """

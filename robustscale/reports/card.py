@@ -14,7 +14,7 @@ from robustscale.models.transfer import Transfer
 from robustscale.reports.figures import source_name
 from robustscale.reports.plan import plan_columns, plan_notes, plan_rows
 from robustscale.reports.progress import duration, percent
-from robustscale.reports.tables import attacker_of, draws_note, figure_row, setting_note
+from robustscale.reports.tables import attacker_of, draws_note, figure_row, seen_note, setting_note
 from robustscale.run import Run
 from robustscale.threat import Threat
 
@@ -132,7 +132,9 @@ def _data(data: Mapping[str, Any]) -> str:
     names = ", ".join(str(name) for name in data["classes"][:20])
     more = f", and {len(data['classes']) - 20} more" if len(data["classes"]) > 20 else ""
     table = _table(("part", "images", "fingerprint (SHA-256)"), rows)
-    return f"## Data\n\n{table}\n\nClasses: {names}{more}."
+    seen = "".join(f"\n- {sentence}" for sentence in seen_note(data))
+    heading = "\n\nWhether the weights it started from had seen images of the test set:\n" if seen else ""
+    return f"## Data\n\n{table}\n\nClasses: {names}{more}.{heading}{seen}"
 
 
 def _selection(run: Run, data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -149,6 +151,9 @@ def _selection(run: Run, data: Mapping[str, Any], result: Mapping[str, Any]) -> 
             f"`{result['weights']}` weights: of {chosen}, epoch {result['epoch']} of {run.epochs}, "
             f"step {result['step']}{scored}."
         )
+    left_out = data.get("train", {}).get("left_out", {}).get("num_examples", 0)
+    if left_out:
+        how += f" {left_out:,} training images were neither trained on nor held out (data.without, data.leaks)."
     if run.data.share < 1:
         how += f" Of the training part, {100 * run.data.share:.3g} % was trained on."
     return f"## Selection\n\n{how} The test set was read once, after training, and chose nothing."

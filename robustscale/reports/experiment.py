@@ -17,15 +17,29 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-SELECTION = "Weights are chosen on held-out training images; the test set is read for these figures alone."
+LACKING = "* without the seeds that failed."
 
 
-def verdict_of(experiment: Experiment, found: Found) -> Verdict:
-    """The experiment's own, where there is all that it asks for."""
-    lacking = [figure.cell for figure in experiment.figures if figure.cell not in found]
+def verdict_of(experiment: Experiment, found: Found, missing: Mapping[Cell, str]) -> Verdict:
+    """The experiment's own, where there is all that it asks for: the seeds that are left where others failed are a
+    choice of their own."""
+    lacking = [figure.cell for figure in experiment.figures if figure.cell not in found or figure.cell in missing]
     if lacking:
-        return Verdict(None, f"{len(lacking)} of {len(experiment.figures)} figures are missing")
+        seeds = ", or lack a seed" if any(cell in found for cell in lacking) else ""
+        return Verdict(None, f"{len(lacking)} of {len(experiment.figures)} figures are missing{seeds}")
     return experiment.verdict(found)
+
+
+def selection_words(experiment: Experiment) -> str:
+    """Which weights the figures are of, and on which images."""
+    kinds = {figure.reading.kind for figure in experiment.figures}
+    if kinds == {"looks"}:
+        return "Of each epoch's weights, on held-out training images; the test set is read for none of these figures."
+    if kinds == {"snapshots"}:
+        return "Of each epoch's weights; nothing is chosen by these figures."
+    last = all(figure.reading.training.run.evaluation.report == "last" for figure in experiment.figures)
+    weights = "The last weights are reported" if last else "Weights are chosen on held-out training images"
+    return f"{weights}; the test set is read for these figures alone."
 
 
 def finish_experiment(
@@ -38,12 +52,12 @@ def finish_experiment(
     nodes: Mapping[str, Any],
 ) -> None:
     """Write experiment.json, table.md and, of a figure, experiment.png; print the table. `nodes`: facts of the plan."""
-    verdict = verdict_of(experiment, found)
+    verdict = verdict_of(experiment, found, missing)
     folder.write("experiment.json", _as_json(name, experiment, scale, found, missing, verdict, nodes))
     publish(folder.path / "table.md", table_md(experiment, scale, found, missing, verdict).encode())
     if experiment.plot is not None:
         draw_experiment(experiment, experiment.plot, found, folder.path / "experiment.png")
-    print_experiment(experiment, found, verdict)
+    print_experiment(experiment, found, missing, verdict)
 
 
 def _as_json(
@@ -96,11 +110,16 @@ def _seeds(seeds: int) -> str:
     return "one seed, so without a spread" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
 
 
+def percent(published: float) -> str:
+    """As it was published: 0.5575 is 55.75, 0.48 is 48.0."""
+    return f"{100 * published:.2f}".removesuffix("0")
+
+
 def _cell(figure: Figure | None, found: Found, missing: Mapping[Cell, str]) -> str:
     """47.1 ± 0.6 (48.0), in per cent."""
     if figure is None:
         return ""
-    published = "" if figure.published is None else f" ({100 * figure.published:.1f})"
+    published = "" if figure.published is None else f" ({percent(figure.published)})"
     if figure.cell not in found:
         return ("failed" if figure.cell in missing else "–") + published
     ours = found[figure.cell]
@@ -122,8 +141,8 @@ def table_md(experiment: Experiment, scale: Scale, found: Found, missing: Mappin
     head, *body = table_rows(experiment, found, missing)
     rows = [head, ("---", *("---:" for _ in head[1:])), *body]
     table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
-    notes = [scale_words(scale), "Per cent; published figures in brackets.", SELECTION, *experiment.notes]
-    notes += ["* without the seeds that failed."] if any(cell in found for cell in missing) else []
+    notes = [scale_words(scale), "Per cent; published figures in brackets.", selection_words(experiment)]
+    notes += [*experiment.notes, *([LACKING] if found.keys() & missing.keys() else [])]
     picture = ["![](experiment.png)"] if experiment.plot is not None else []
     failed = [f"- {row}, {column}: {why}" for (row, column), why in missing.items()]
     lines = [
@@ -133,9 +152,16 @@ def table_md(experiment: Experiment, scale: Scale, found: Found, missing: Mappin
     return "\n\n".join(lines) + "\n"
 
 
-def print_experiment(experiment: Experiment, found: Found, verdict: Verdict, file: TextIO | None = None) -> None:
-    head, *rows = table_rows(experiment, found, {})
-    notes = ["Per cent; published figures in brackets.", f"Claim: {experiment.claim}", verdict_words(verdict)]
+def print_experiment(
+    experiment: Experiment,
+    found: Found,
+    missing: Mapping[Cell, str],
+    verdict: Verdict,
+    file: TextIO | None = None,
+) -> None:
+    head, *rows = table_rows(experiment, found, missing)
+    notes = ["Per cent; published figures in brackets.", *([LACKING] if found.keys() & missing.keys() else [])]
+    notes += [f"Claim: {experiment.claim}", verdict_words(verdict)]
     show(f"{experiment.title} ({experiment.report})", rows, notes, file, head)
 
 

@@ -15,6 +15,7 @@ from robustscale.reports.figures import source_name
 from robustscale.reports.progress import percent
 from robustscale.run import Run
 from robustscale.types import Attack
+from robustscale.untrusted import one_line
 
 Row = tuple[str, ...]
 
@@ -74,6 +75,11 @@ def nonfinite_note(result: Mapping[str, Any]) -> list[str]:
     return [f"{count:,} images met NaN or infinite values; they count as wrong."] if count else []
 
 
+def seen_note(data: Mapping[str, Any]) -> list[str]:
+    """Whether the weights that a run started from had seen images of its test set, as data.json tells."""
+    return [one_line(str(sentence)) for sentence in data.get("seen", [])]
+
+
 def result_table(run: Run, data: Mapping[str, Any], result: Mapping[str, Any], file: TextIO | None = None) -> None:
     """Print what a run scored on the test set (result.json)."""
     rows = [
@@ -82,7 +88,7 @@ def result_table(run: Run, data: Mapping[str, Any], result: Mapping[str, Any], f
     ]
     title = f"{run.name}: {source_name(run)} test set, {result['n']:,} images"
     notes = [f"{result['weights']} weights, epoch {result['epoch']}, step {result['step']}. {BOUND}"]
-    show(title, rows, notes + setting_note(run) + draws_note(result) + nonfinite_note(result), file)
+    show(title, rows, notes + setting_note(run) + draws_note(result) + nonfinite_note(result) + seen_note(data), file)
 
 
 def evaluation_table(
@@ -99,7 +105,7 @@ def evaluation_table(
     rows += [figure_row(f"RA  {ball}, worst of {len(entry['attacks'])}", entry, "ra") for ball, entry in worst.items()]
     title = f"{run.name}: {source_name(run)} test set, {evaluation['n']:,} images"
     notes = [*evaluation["notes"], BOUND, *setting_note(run), *draws_note(evaluation), *nonfinite_note(evaluation)]
-    show(title, rows, notes, file)
+    show(title, rows, notes + seen_note(data), file)
 
 
 def show(

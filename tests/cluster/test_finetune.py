@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,20 +19,23 @@ import yaml
 from cluster import launch as driver
 from cluster.attempt import job
 from cluster.launch import Launch
-from cluster.training import train
+from cluster.training import _keeping_leaks, _seen, train
 from cluster.worker import alone
 from data_loaders.beton import Beton
 from data_loaders.sources.base import Source
+from data_loaders.splits import Splits
 from data_loaders.write import ensure, write
 from robustscale import finetune, forgetting, recipes
 from robustscale.config import override
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder
+from robustscale.engine.start import bring, tuned
 from robustscale.errors import InputError
 from robustscale.models import model_file
 from robustscale.models.basic import Basic
 from robustscale.models.network import build
-from robustscale.run import Cluster, Data, Run
+from robustscale.reports.progress import Display
+from robustscale.run import Cluster, Data, Run, identity
 from robustscale.types import DataSpec
 
 Enter = Callable[..., str]
@@ -244,6 +250,91 @@ def test_the_configuration_is_the_recipes_but_for_what_the_weights_expect(
     config = yaml.safe_load(enter(finetune, saved.path, "digits", *asked, "--print-config"))
     assert config["data"]["mean"] == config["data"]["std"] == "dataset" and config["model"]["name"] == "resnet_cifar"
     assert config["transfer"]["weights"] == str(saved.weights_path("last"))
+
+
+def test_a_recipes_normalisation_is_not_that_of_the_weights(saved: RunFolder, tmp_path: Path, enter: Enter) -> None:
+    """imagenet32 says 0.5, for weights that are drawn."""
+    spec = saved.spec()
+    data = yaml.safe_load(enter(finetune, "saved", "imagenet32", "--print-config"))["data"]
+    assert data["mean"] == pytest.approx(spec.mean) and data["std"] == pytest.approx(spec.std)
+    given = ["--data.mean", "0.4", "--data.std", "0.2", "--print-config"]
+    data = yaml.safe_load(enter(finetune, "saved", "imagenet32", *given))["data"]
+    assert (data["mean"], data["std"]) == ([0.4], [0.2])
+    torch.save(dict(saved.network().body.state_dict()), tmp_path / "plain.pth")  # type: ignore[union-attr]
+    data = yaml.safe_load(enter(finetune, tmp_path / "plain.pth", "imagenet32", "--print-config"))["data"]
+    assert data["mean"] == data["std"] == [0.5] * 3, "a plain state_dict does not say what it expects"
+
+
+def test_what_a_run_started_from_is_none_of_its_weights(saved: RunFolder, enter: Enter) -> None:
+    start = saved.weights_path("start")
+    shutil.copy(saved.weights_path("best"), start)
+    try:
+        with pytest.raises(InputError, match="weights: 'start' is not known; choose one of best, last"):
+            enter(finetune, "saved", "--weights", "start")
+    finally:
+        start.unlink()
+
+
+def images(name: str, source: str, part: str, rows: slice, root: Path) -> Path:
+    """A .beton file of some of the digits."""
+    file = Beton(ensure(Data(source=source, root=str(root)))[part == "test"])
+    numbers = np.arange(len(file))[rows]
+    made = Source("digits", "train", file.classes, np.array(file.labels)[rows], lambda k: file.image(int(numbers[k])))
+    write(made, root / f"{name}.beton")
+    return root / f"{name}.beton"
+
+
+def test_what_the_weights_have_seen_is_told_of_the_whole_chain(tmp_path: Path) -> None:
+    """b is tuned from a, and c from b: the images of a are looked for in the test set of c, too."""
+    train_path, other = (
+        images(name, "digits_source", "train", slice(k, None, 2), tmp_path) for k, name in enumerate("ab")
+    )
+    test, clean = (images(f"test-{n}", "digits_target", "test", slice(n), tmp_path) for n in (40, 20))
+    first, second, third = (RunFolder(tmp_path / name) for name in ("run-a", "run-b", "run-c"))
+    run = override(
+        Run(model=Basic(channels=4, hidden=8)), {"data": {"held_out": 0.2}, "batch_size": 16, "cluster": {"workers": 1}}
+    )
+    spec = DataSpec(1, 8, 8, 10, (0.3,), (0.37,))
+
+    def put_run(folder: RunFolder, run: Run, train: Path, test: Path) -> RunFolder:
+        folder.write_run(run)
+        folder.write("data.json", Splits.of(run, train, test).facts(run))
+        folder.save_weights("best", build(run.model, spec), epoch=1, step=1)
+        return folder
+
+    put_run(first, override(run, {"name": "run-a", "data": {"without": ["0"]}}), train_path, clean)
+    tuning = dataclasses.replace(tuned(run, first.weights_path("best")), name="run-b")
+    assert (source := bring(tuning, second)) is not None and source.before == ()
+    put_run(second, tuning, other, other)
+    again = tuned(run, second.weights_path("best"))
+    source = bring(again, third)
+    assert source is not None and [each.run.name for each in (source, *source.before)] == ["run-b", "run-a"]
+
+    shown = Display(title="", file=io.StringIO())
+    told = _seen(source, Splits.of(again, other, test), third, shown, "refuse")
+    assert [sentence.partition(" that ")[2][:5] for sentence in told] == ["run-a", "run-b"]
+    with pytest.raises(InputError, match=r"a\.beton: \d+ of \d+ images are in the test set"):
+        _seen(source, Splits.of(again, other, train_path), third, shown, "refuse")
+    (ignored,) = _seen(source, Splits.of(again, other, train_path), third, shown, "ignore")
+    assert ignored.endswith("--leaks ignore.")
+    (unknown,) = _seen(None, Splits.of(again, other, test), third, shown, "refuse")
+    assert unknown.startswith("It is not known")
+
+
+def test_a_run_keeps_the_list_of_what_it_leaves_out(tmp_path: Path) -> None:
+    """The tuning after next would write another in its place."""
+    folder, given = RunFolder(tmp_path / "run"), tmp_path / "leaks.json"
+    given.write_text('{"leaks": [1]}')
+    run = override(Run(), {"data": {"leaks": str(given)}})
+    kept = _keeping_leaks(run, folder, begun=False)
+    assert kept.data.leaks == str(folder.path / "left_out.json") and identity(kept) == identity(run)
+    given.write_text('{"leaks": []}')
+    assert _keeping_leaks(run, folder, begun=True) == _keeping_leaks(kept, folder, begun=False) == kept
+    assert folder.read("left_out.json") == {"leaks": [1]}
+    assert _keeping_leaks(run, folder, begun=False) == kept and folder.read("left_out.json") == {"leaks": []}
+    given.unlink()
+    assert _keeping_leaks(run, folder, begun=False) == run, "which is refused"
+    assert _keeping_leaks(Run(), folder, begun=True) == Run()
 
 
 def test_a_file_of_weights_will_do(saved: RunFolder, tmp_path: Path, enter: Enter) -> None:

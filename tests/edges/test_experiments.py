@@ -12,6 +12,7 @@ import pytest
 
 from robustscale import experiments
 from robustscale.experiments.base import SCALES
+from robustscale.reports.experiment import percent
 from tests.edges.conftest import ROOT
 
 EPOCHS = "0.005"
@@ -49,4 +50,4 @@ def test_an_experiment_runs_to_its_end(name: str, ray_head: dict[str, str], stor
     assert (folder / "experiment.png").exists() == (defined.plot is not None)
     for figure in report["figures"]:
         if figure["published"] is not None:
-            assert f"({100 * figure['published']:.1f})" in (folder / "table.md").read_text()
+            assert f"({percent(figure['published'])})" in (folder / "table.md").read_text()

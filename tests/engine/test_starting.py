@@ -116,6 +116,18 @@ def test_the_normalisation_is_the_sources_unless_given(source: RunFolder, tmp_pa
     assert half.data.mean == run.data.mean != "dataset" and half.data.std == (0.25,)
 
 
+@pytest.mark.parametrize("changes, told", [({}, False), ({"data": {"mean": [0.5]}}, True)])
+def test_a_normalisation_that_the_weights_do_not_expect_is_told(
+    changes: dict[str, Any], told: bool, source: RunFolder, tmp_path: Path
+) -> None:
+    run = from_source(source, epochs=1, **changes)
+    shown: list[dict[str, Any]] = []
+    network = build(run.model, SPEC._replace(mean=run.data.mean, std=run.data.std), run.seed)  # type: ignore[arg-type]
+    starting = Starting(run, RunFolder(tmp_path / "run"), CLASSES, shown.append)
+    Trainer(run, network, MemoryLoader(run, 0, 1), LocalBackend(), [starting]).fit()
+    assert [("its mean and std are not those" in record["message"]) for record in shown] == [told]
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "fast": {},
     # A sixth of a statistic, six times, is not the statistic.

@@ -52,7 +52,7 @@ CLAIMS: dict[str, dict[Cell, float]] = {
     "biparo_table_5": {("NoiseNet", "RA"): 0.6, ("RN20", "RA"): 0.4},
     "biparo_table_6": {("95 / 5", "SA"): 0.6, ("PGD-AT", "SA"): 0.4},
     "biparo_fig_1": {("RA", "0.01"): 0.4, ("RA", "0.03"): 0.9, ("RA", "0.04"): 0.8, ("RA", "0.05"): 0.7},
-    "biparo_fig_2": {("RA", "2"): 0.6, ("RA", "4"): 0.4},
+    "biparo_fig_2": {("RA", "3"): 0.6, ("RA", "4"): 0.4},
     "poster_table_1": {("C&W 50 / 50", "RA, margin"): 0.6, ("PGD-AT", "RA, margin"): 0.4},
     "poster_table_2": {("RAT behind noise", "RA"): 0.6, ("AT", "RA"): 0.4, ("AT behind noise", "RA"): 0.4},
     "poster_table_3": {

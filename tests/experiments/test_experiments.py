@@ -205,7 +205,9 @@ def test_dedicated_networks_are_not_told_lambda(name: str) -> None:
             assert run.objective.attack.steps == 7  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("epochs, compared", [(0.005, ("1", "1")), (0.02, ("2", "4")), (1, ("105", "200"))])
+@pytest.mark.parametrize(
+    "epochs, compared", [(0.005, ("1", "1")), (0.02, ("3", "4")), (0.1, ("11", "20")), (1, ("105", "200"))]
+)
 def test_overfitting_is_read_after_the_first_drop(epochs: float, compared: tuple[str, str]) -> None:
     experiment = experiments.get("biparo_fig_2", Scale(epochs=epochs))
     asked = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,10 @@ from robustscale.attacks.fgsm import FGSM
 from robustscale.attacks.pgd import PGD
 from robustscale.cli import parse_run
 from robustscale.config import decode, encode, override
+from robustscale.engine.flops import step_flops
 from robustscale.errors import InputError
+from robustscale.models.network import build
+from robustscale.models.resnet_cifar import ResNetCifar
 from robustscale.objectives.natural import Natural
 from robustscale.objectives.oat import Oat
 from robustscale.objectives.pgd_at import PgdAt
@@ -18,7 +22,7 @@ from robustscale.objectives.weak_to_strong import WeakToStrong
 from robustscale.run import Run
 from robustscale.testing.contracts import AT, TinyNet, random_batch
 from robustscale.threat import Linf
-from robustscale.types import Objective
+from robustscale.types import DataSpec, Objective
 
 STAGES = (Natural(), PgdAt(FGSM(Linf(0.1), random_start=True)), Trades(PGD(Linf(0.1), steps=2)))
 THREE = WeakToStrong(STAGES, until=(0.2, 0.55))
@@ -78,3 +82,11 @@ def test_each_stage_may_refuse_the_run() -> None:
 def test_refuses(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         make()
+
+
+def test_the_usual_shares_cost_under_two_thirds_of_pgd_3() -> None:
+    """As the docstring says: of 2 and 4 forward and backward passes an image."""
+    run, spec = Run(objective=WeakToStrong(), model=ResNetCifar(8, base=4)), DataSpec(1, 8, 8, 10, (0.3,), (0.37,))
+    network = build(run.model, spec)
+    strong = dataclasses.replace(run, objective=PgdAt(PGD(steps=3)))
+    assert 0.6 < step_flops(run, network, spec) / step_flops(strong, network, spec) < 2 / 3

@@ -75,6 +75,19 @@ def test_card_names_every_figure() -> None:
     assert "{" not in text.replace("```", "")
 
 
+def test_card_says_what_the_weights_it_started_from_had_seen_and_what_was_left_out() -> None:
+    train = {**DATA["train"], "left_out": {"num_examples": 1203, "sha256": "00"}}
+    told = ["Images of the test set may be among those.", "None of the 900 images is in the test set."]
+    text = model_card(Run(), {**DATA, "train": train, "seen": told}, result_of(Run()), VERSIONS, 7384, "runs/tuned")
+    assert all(f"\n- {sentence}\n" in text for sentence in told)
+    assert "1,203 training images were neither trained on nor held out" in text
+    assert "had seen" not in card(Run()) and "neither" not in card(Run())
+    suite, out = default_suite(Run(), SPEC), io.StringIO()
+    result_table(Run(), {**DATA, "seen": told}, result_of(Run()), file=out)
+    evaluation_table(Run(), {**DATA, "seen": told}, suite_result(examples(list(suite.attacks)), suite), file=out)
+    assert all(out.getvalue().count(f"  {sentence}\n") == 2 for sentence in told)
+
+
 def test_card_counts_pseudo_labelled_images() -> None:
     run = Run(objective=Rst(), data=Data(unlabelled="more.beton"))
     data = {**DATA, "unlabelled": {"path": "more.beton", "num_examples": 50_000, "fingerprint": "ef" * 32}}

@@ -20,15 +20,19 @@ from robustscale.experiments.base import (
     Found,
     Measured,
     Plot,
+    Reading,
     Training,
     Verdict,
     compared,
+    looks,
     result,
     sa_and_ra,
+    snapshots,
 )
 from robustscale.reports.experiment import (
     draw_experiment,
     finish_experiment,
+    percent,
     print_experiment,
     scale_words,
     table_md,
@@ -37,7 +41,7 @@ from robustscale.reports.experiment import (
     verdict_words,
 )
 from robustscale.reports.grid_display import GridDisplay
-from robustscale.run import Run
+from robustscale.run import Checkpoints, Evaluation, Run
 
 READ = Training(Run())
 TABLE = Experiment(
@@ -62,7 +66,7 @@ def test_a_table_has_ours_with_spread_and_the_published() -> None:
         ("TRADES | 5", "81.0 ± 1.4 (81.6)", "52.0 ± 1.4 (52.7)"),
         ("AT", "83.0 (82.9)", "41.0 ± 1.4 (48.0)"),
     ]
-    text = table_md(TABLE, SCALES["medium"], FOUND, {}, verdict_of(TABLE, FOUND))
+    text = table_md(TABLE, SCALES["medium"], FOUND, {}, verdict_of(TABLE, FOUND, {}))
     assert "**The trend holds: 1 of 1 comparisons are told as claimed" in text
     assert "| TRADES / 5 | 81.0 ± 1.4 (81.6) | 52.0 ± 1.4 (52.7) |" in text and "On fewer images." in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -72,11 +76,43 @@ def test_a_table_has_ours_with_spread_and_the_published() -> None:
 def test_what_is_missing_is_said_and_leaves_the_verdict_open() -> None:
     part = {cell: FOUND[cell] for cell in FOUND if cell != ("AT", "RA")}
     missing: Mapping[Cell, str] = {("AT", "RA"): "AT, seed 0 failed: diverged", ("AT", "SA"): "hung"}
-    verdict = verdict_of(TABLE, part)
+    verdict = verdict_of(TABLE, part, {})
     assert verdict == Verdict(None, "1 of 4 figures are missing")
     text = table_md(TABLE, SCALES["small"], part, missing, verdict)
     assert "| AT | 83.0 * (82.9) | failed (48.0) |" in text and "without the seeds that failed" in text
     assert "- AT, RA: AT, seed 0 failed: diverged" in text and "**Open: 1 of 4" in text
+
+
+def test_seeds_that_are_left_give_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    missing: Mapping[Cell, str] = {("AT", "RA"): "AT, seed 2 failed: diverged"}
+    verdict = verdict_of(TABLE, FOUND, missing)
+    assert verdict == Verdict(None, "1 of 4 figures are missing, or lack a seed")
+    print_experiment(TABLE, FOUND, missing, verdict)
+    out = capsys.readouterr().out
+    assert "41.0 ± 1.4 * (48.0)" in out and "without the seeds that failed" in out
+
+
+def test_the_published_figure_stands_as_it_was_published() -> None:
+    assert [percent(share) for share in (0.5575, 0.8625, 0.48, 0.829)] == ["55.75", "86.25", "48.0", "82.9"]
+
+
+LAST = Training(dataclasses.replace(Run(), evaluation=Evaluation(report="last")))
+TUNED = Training(dataclasses.replace(Run(), checkpoints=Checkpoints(snapshots=1)), READ)
+
+
+@pytest.mark.parametrize(
+    "reading, words",
+    [
+        (result(READ), "Weights are chosen on held-out training images; the test set is read"),
+        (result(LAST), "The last weights are reported; the test set is read"),
+        (looks(READ), "on held-out training images; the test set is read for none"),
+        (snapshots(TUNED), "Of each epoch's weights; nothing is chosen"),
+    ],
+    ids=["best", "last", "looks", "snapshots"],
+)
+def test_a_table_says_how_its_weights_were_chosen(reading: Reading, words: str) -> None:
+    experiment = dataclasses.replace(TABLE, figures=(Figure("a", "b", reading),))
+    assert words in table_md(experiment, SCALES["full"], {}, {}, Verdict(None, ""))
 
 
 def test_a_report_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +133,7 @@ def test_a_report_is_written_and_shown(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_verdict_in_words() -> None:
     assert verdict_words(Verdict(False, "why")) == "The trend does not hold: why."
     out = io.StringIO()
-    print_experiment(TABLE, {}, verdict_of(TABLE, {}), out)
+    print_experiment(TABLE, {}, {}, verdict_of(TABLE, {}, {}), out)
     assert "Open: 4 of 4 figures are missing." in out.getvalue() and "– (48.0)" in out.getvalue()
 
 

@@ -10,7 +10,7 @@ from robustscale.engine.folder import RunFolder
 from robustscale.engine.start import read_start
 from robustscale.engine.trainer import Trainer
 from robustscale.models.network import Network
-from robustscale.models.transfer import begin, keeps_head
+from robustscale.models.transfer import Start, begin, keeps_head
 from robustscale.run import Run
 
 Emit = Callable[[dict[str, Any]], None]
@@ -35,4 +35,7 @@ class Starting(Callback):
         begin(cast(Network, trainer.network), start, head=head)
         if trainer.backend.rank == 0:
             which = "its head is kept" if head else "its head is drawn anew"
-            self.emit({"event": "note", "message": f"started from {start.where}; {which}"})
+            expected = start.normalisation()
+            own = Start(dict(trainer.network.state_dict()), None, "").normalisation()
+            other = "" if expected in (None, own) else "; its mean and std are not those of this run"
+            self.emit({"event": "note", "message": f"started from {start.where}; {which}{other}"})
