@@ -5,6 +5,7 @@ FFCV trusts every length and pointer of a file: a damaged one makes it crash, ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -261,7 +262,10 @@ def _open(path: Path) -> int:
         raise InputError(f"{path}: {error.strerror}; make it with `python -m robustscale.prepare`") from error
     except PermissionError as error:
         raise InputError(f"{path}: {error.strerror}; let this user read it") from error
-    except OSError as error:  # such as too many open files, or storage that does not answer
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(f"{path}: a link that leads in a circle; put the file there") from error
+        # Such as too many open files, or storage that does not answer.
         raise LoaderFailed(f"{path}: can't be opened ({error.strerror}); is its storage reachable?") from error
 
 
