@@ -44,18 +44,20 @@ class Soak:
     def _start(self) -> Driver:
         return Driver(self.cluster.env, *self.args)
 
-    def wait_for_progress(self, timeout: float = 180) -> float:
-        """Seconds until a step is logged that was not before."""
-        began, before = time.monotonic(), self._newest_log()
+    def wait_for_step(self, anew: bool, timeout: float = 180) -> float | None:
+        """Seconds until a step is logged that was not before, by workers that were started `anew`: a step that was
+        under way at a kill is none. None where the run ended first."""
+        began, first = time.monotonic(), self._newest_log()
+        before = first
         while self.driver.process.poll() is None:
             now = self._newest_log()
-            if now[0] == before[0] and now[1] > before[1]:
-                break
+            if now[0] == before[0] and now[1] > before[1] and not (anew and now[0] == first[0]):
+                return time.monotonic() - began
             before = now  # written anew, it has no further step yet
             if time.monotonic() - began > timeout:
                 raise SystemExit(f"no step for {timeout:.0f} s:\n{self.driver.output[-3000:]}")
             time.sleep(0.1)
-        return time.monotonic() - began
+        return None
 
     def _newest_log(self) -> tuple[int, int]:
         """On resuming, the log is written anew: its inode tells."""
@@ -65,19 +67,26 @@ class Soak:
             return 0, 0
         return found.st_ino, found.st_size
 
+    def _newest_node_has(self, pids: list[int]) -> bool:
+        below = psutil.Process(self.cluster.nodes[-1].pid).children(recursive=True)
+        return not {process.pid for process in below}.isdisjoint(pids)
+
     def disturb(self) -> None:
         kind = self.draw.choice(KINDS)
+        pids = workers(self.cluster.env)
+        if kind == "node" and not self._newest_node_has(pids):
+            kind = "worker"  # a node that has just come has none yet, and nobody would miss it
         if kind == "driver":
             kill_group(self.driver.process)
             self.driver = self._start()
         elif kind == "node":
-            node = self.cluster.nodes.pop()
-            kill_group(node)
+            kill_group(self.cluster.nodes.pop())
         else:
-            pids = workers(self.cluster.env)
             for pid in pids if kind == "all workers" else pids[:1]:
                 os.kill(pid, signal.SIGKILL)
-        self.kills[kind].append(self.wait_for_progress())
+        seconds = self.wait_for_step(anew=True)
+        if seconds is not None:
+            self.kills[kind].append(seconds)
         if kind == "node":
             self.cluster.add_node(2)
         with contextlib.suppress(psutil.NoSuchProcess):  # the run is over
@@ -97,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name, machines(Path(name), 2, 2) as cluster:
         folder, began = Path(name), time.monotonic()
         soak = Soak(cluster, folder, args.epochs, args.seed)
-        soak.wait_for_progress()
+        soak.wait_for_step(anew=False)
         while time.monotonic() - began < 60 * args.minutes and soak.driver.process.poll() is None:
             time.sleep(soak.draw.uniform(0, 2 * args.every))
             if soak.driver.process.poll() is None:
