@@ -34,6 +34,7 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
   python -m robustscale.reproduce --list
   python -m robustscale.reproduce NAME --scale smoke
   python -m robustscale.reproduce NAME --scale small --plan-only
+  python -m robustscale.reproduce thesis_4_1 --rows "λ 0; λ 1; λ 5"
   python -m robustscale.reproduce NAME --scale medium --seeds 3 --gpus-per-worker 0.25 precision=bf16
   python -m robustscale.reproduce NAME --scale medium --source-data parquet:imagenet32 --target-data cifar10
 
@@ -72,6 +73,9 @@ class Options:
     """published, narrow (a quarter of the channels) or tiny (for digits)."""
     epochs: float | None = None
     """Factor on the published numbers of epochs."""
+    rows: str | None = None
+    """Of the table or figure, those that are wanted, as they stand in it: "λ 0; λ 1; λ 5". Of what is claimed, that
+    alone is asked which compares them."""
     workers: int = 1
     """Of each training. One runs in a process that is used again, several as a Ray Train group."""
 
@@ -108,7 +112,10 @@ def main() -> int:
     experiments.function(name)
     options, settings = _parsed(args)
     scale = options.scaled()
-    experiment = _with_fields(experiments.get(name, scale), options.workers, entries)
+    experiment = experiments.get(name, scale)
+    if options.rows is not None:
+        experiment = experiment.only([row.strip() for row in options.rows.split(";")])
+    experiment = _with_fields(experiment, options.workers, entries)
     folder = RunFolder(storage / dataclasses.replace(Run(), name=run_name or f"{name}-{scale.name}").name)
     leaks = options.leaks == "refuse"
     experiment = experiment if leaks else _not_compared(experiment)

@@ -41,6 +41,7 @@ def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         ([], "NAME: is missing"),
         (["--scale", "smoke"], "NAME: is missing"),
         (["no_such_experiment"], "experiment: 'no_such_experiment' is not known"),
+        (["thesis_4_1", "--rows", "λ 0; λ 7"], "rows: MIT thesis, table 4.1 has no 'λ 7'; it has λ 0; λ 0.1"),
     ],
 )
 def test_what_is_wrong_is_one_line(args: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +137,11 @@ def test_the_plan_shows_what_hangs_on_what(tmp_path: Path, capsys: pytest.Captur
     assert lines[-1] == (
         "6 trainings (2 of them start others) and 1 readings for 9 figures; 7 nodes, 12 epochs of training to do"
     )
+
+
+def test_of_a_table_some_rows_may_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["thesis_4_1", "--scale", "smoke", "--rows", "λ 0; λ 5", "--storage", str(tmp_path), "--plan-only"]
+    assert door(monkeypatch, *args) == 0
+    assert "2 trainings (0 of them start others) and 0 readings for 4 figures" in capsys.readouterr().out

@@ -314,8 +314,9 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     """Whether the first of each pair is the larger. A difference is told where it exceeds so many standard errors of
     itself: holds where more than half are told so and none the other way; does not hold where one is told the other
     way; open otherwise. With a margin: whether the first is larger than the second less the margin, as where it is
-    claimed to be as large."""
-    pairs = list(pairs)
+    claimed to be as large. Pairs of which a row was left out are not compared, which is told."""
+    asked = list(pairs)
+    pairs = [pair for pair in asked if found.keys() >= set(pair)]
     told: list[tuple[Cell, Cell, float]] = []
     against: list[tuple[Cell, Cell, float]] = []
     alone = False
@@ -332,6 +333,8 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     if worst is not None:
         larger, smaller, gap = worst
         counts += f"; furthest off: {' '.join(larger)} is {100 * (margin - gap):.1f} points below {' '.join(smaller)}"
+    if len(pairs) < len(asked):
+        counts += f"; {len(asked) - len(pairs)} further ones need rows that were left out"
     if alone:
         counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
     return Verdict(False if against else True if 2 * len(told) > len(pairs) else None, counts)
@@ -381,3 +384,13 @@ class Experiment:
         """With another run for each, as on other workers."""
         figures = (dataclasses.replace(each, reading=each.reading.changed(change)) for each in self.figures)
         return dataclasses.replace(self, figures=tuple(figures))
+
+    def only(self, rows: Sequence[str]) -> Experiment:
+        """Without the other rows, of which its notes tell. Raises InputError for a row that it does not have."""
+        every = list(dict.fromkeys(figure.row for figure in self.figures))
+        for row in rows:
+            require(row in every, f"rows: {self.report} has no {row!r}; it has {'; '.join(every)}")
+        left = [row for row in every if row not in rows]
+        notes = (f"Left out: {'; '.join(left)}.",) if left else ()
+        kept = tuple(figure for figure in self.figures if figure.row in rows)
+        return dataclasses.replace(self, figures=kept, notes=(*self.notes, *notes))

@@ -181,3 +181,22 @@ def test_of_one_seed_the_verdict_says_what_its_errors_are() -> None:
 def test_a_row_that_rises() -> None:
     assert rising([A, B, C]) == [(B, A), (C, B)]
     assert compared(over_seeds(0.1, 0.2, 0.3), rising([A, B, C])).holds is True
+
+
+def test_rows_may_be_left_out_and_are_told_of() -> None:
+    whole = experiments.get("thesis_4_2", SCALES["smoke"])
+    kept = whole.only(["both, λ 0", "TRADES, λ 1", "AdvReg, λ 1", "AdvReg, λ 5"])
+    assert [figure.row for figure in kept.figures[::2]] == ["both, λ 0", "TRADES, λ 1", "AdvReg, λ 1", "AdvReg, λ 5"]
+    assert kept.notes[-1].startswith("Left out: TRADES, λ 0.1; ") and len(kept.notes) == len(whole.notes) + 1
+    found = {figure.cell: Measured((0.5,), 10_000) for figure in kept.figures}
+    found["AdvReg, λ 1", "RA"] = Measured((0.6,), 10_000)
+    verdict = kept.verdict(found)
+    assert verdict.holds and verdict.why.startswith("1 of 1 comparisons are told as claimed")
+    assert "7 further ones need rows that were left out" in verdict.why
+    assert whole.only([figure.row for figure in whole.figures]).notes == whole.notes
+    with pytest.raises(InputError, match=r"rows: MIT thesis, table 4\.2 has no 'λ 1'; it has both, λ 0; TRADES, λ 0\.1"):
+        whole.only(["λ 1"])
+
+
+def test_where_nothing_is_left_to_compare_the_verdict_is_open() -> None:
+    assert compared({A: Measured((0.6,), 100)}, [(A, B)]).holds is None
