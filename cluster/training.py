@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
 from data_loaders.beton import Beton
+from data_loaders.leaks import Leaks as Found
 from data_loaders.leaks import refuse_leaks
 from data_loaders.splits import Splits
-from data_loaders.write import ensure
+from data_loaders.write import OnProgress, ensure
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.start import Source, bring
 from robustscale.errors import InputError
@@ -20,6 +22,7 @@ from robustscale.untrusted import expanded, is_there, read_json
 Leaks = Literal["refuse", "ignore"]
 LEFT_OUT = "left_out.json"
 """In a run's folder: the images of its source that it leaves out because of data.leaks."""
+IGNORED = "Images of the test set may be among those that the weights were trained on: --leaks ignore."
 
 
 def train_and_show(run: Run, folder: RunFolder, leaks: Leaks = "refuse") -> int:
@@ -71,25 +74,40 @@ def train(run: Run, folder: RunFolder, leaks: Leaks = "refuse") -> None:
         def preparing(done: int, total: int) -> None:
             display.update(_progress("preparing data", run.data.source, done, total))
 
-        begun = folder.has_checkpoint()
-        run = _keeping_leaks(run, folder, begun)
-        splits = Splits.of(run, *ensure(run.data, preparing))
-        spec = splits.spec(run)
-        require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
-        before = folder.read("data.json") if begun and (folder.path / "data.json").exists() else None
-        if before is not None:
-            splits.require_same(before, "train", "test", "unlabelled")
-        source = bring(run, folder)
-        if before is not None:
-            seen = before.get("seen")
-        else:
-            seen = None if run.transfer.weights is None else _seen(source, splits, folder, display, leaks)
-        folder.write_run(run)
-        if not begun and (folder.path / "rollbacks.json").exists():
-            folder.write("rollbacks.json", [])  # a run that starts anew starts at its whole learning rate
-        folder.write("data.json", splits.facts(run) | ({} if seen is None else {"seen": seen}))
+        def seen(source: Source | None, splits: Splits) -> list[str]:
+            return _seen(source, splits, folder, display, leaks)
+
+        run = begin(run, folder, seen, preparing)
         folder.push()
         launch("pretrain", run, folder, display.update)
+
+
+def begin(
+    run: Run,
+    folder: RunFolder,
+    seen: Callable[[Source | None, Splits], list[str] | None],
+    progress: OnProgress | None = None,
+) -> Run:
+    """All that comes before a run's steps, also where it goes on: its data, a look at whether it fits, the weights that
+    it starts from, run.json and data.json. `seen`: of those weights, what data.json is to tell of the test set. Returns
+    the run as its folder has it. Raises InputError, also where it goes on with other data than it began with."""
+    begun = folder.has_checkpoint()
+    run = _keeping_leaks(run, folder, begun)
+    splits = Splits.of(run, *ensure(run.data, progress))
+    spec = splits.spec(run)
+    require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
+    before = folder.read("data.json") if begun and (folder.path / "data.json").exists() else None
+    if before is not None:
+        splits.require_same(before, "train", "test", "unlabelled")
+    source = bring(run, folder)
+    told = None if before is None else before.get("seen")
+    if before is None and run.transfer.weights is not None:
+        told = seen(source, splits)
+    folder.write_run(run)
+    if not begun and (folder.path / "rollbacks.json").exists():
+        folder.write("rollbacks.json", [])  # a run that starts anew starts at its whole learning rate
+    folder.write("data.json", splits.facts(run) | ({} if told is None else {"seen": told}))
+    return run
 
 
 def _keeping_leaks(run: Run, folder: RunFolder, begun: bool) -> Run:
@@ -107,24 +125,33 @@ def _keeping_leaks(run: Run, folder: RunFolder, begun: bool) -> Run:
 
 
 def _seen(source: Source | None, splits: Splits, folder: RunFolder, display: Display, leaks: Leaks) -> list[str]:
-    """What is known of images of the test set that the weights this run starts from were trained on, in sentences.
-    Raises InputError where there are any, unless they are ignored."""
-    if leaks == "ignore":
-        told = ["Images of the test set may be among those that the weights were trained on: --leaks ignore."]
-    else:
-        # The newest last, whose leaks.json stays.
-        chain = [] if source is None else [*reversed(source.before), source]
-        unknown = not chain or chain[0].run.transfer.weights is not None
-        told = ["It is not known what the first of these weights were trained on."] if unknown else []
-        told += [_refuse_leaks(each, splits, folder, display) for each in chain]
+    """`seen_of`, told on the display. Raises InputError where there are any, unless they are ignored."""
+
+    def compare(seen: Splits) -> Found:
+        def looking(done: int, total: int) -> None:
+            display.update(_progress("looking for leaks", str(seen.train_file.path), done, total))
+
+        remedy = "tune with finetune --leaks ignore"
+        test = splits.test_file
+        return refuse_leaks(seen.train_file, test, folder.path, seen.train, remedy=remedy, progress=looking)
+
+    told = [IGNORED] if leaks == "ignore" else seen_of(source, splits, compare)
     for message in told:
         display.update({"event": "note", "message": message})
     return told
 
 
-def _refuse_leaks(source: Source, splits: Splits, folder: RunFolder, display: Display) -> str:
-    """What was found, as a sentence. Raises InputError where the source was trained on images that this run is tested
-    on."""
+def seen_of(source: Source | None, splits: Splits, compare: Callable[[Splits], Found]) -> list[str]:
+    """What is known of images of the test set that the weights a run starts from were trained on, in sentences.
+    `compare`: what a run was trained on with this test set; raises InputError where they have images in common."""
+    # The newest last, whose leaks.json stays.
+    chain = [] if source is None else [*reversed(source.before), source]
+    unknown = not chain or chain[0].run.transfer.weights is not None
+    told = ["It is not known what the first of these weights were trained on."] if unknown else []
+    return told + [_seen_by(each, splits, compare) for each in chain]
+
+
+def _seen_by(source: Source, splits: Splits, compare: Callable[[Splits], Found]) -> str:
     path, name = source.train_path, source.run.name
     if source.test_fingerprint == splits.test_file.fingerprint:
         return f"{name} has the same test set, and its training images were not compared with it."
@@ -132,18 +159,7 @@ def _refuse_leaks(source: Source, splits: Splits, folder: RunFolder, display: Di
         return f"{path}: not here any more, so whether it holds images of this test set is not known."
     seen = Splits.of(source.run, path, source.test_path, training=False)
     seen.require_same(source.fingerprints(), "train")
-
-    def looking(done: int, total: int) -> None:
-        display.update(_progress("looking for leaks", str(path), done, total))
-
-    found = refuse_leaks(
-        seen.train_file,
-        splits.test_file,
-        folder.path,
-        seen.train,
-        remedy="tune with finetune --leaks ignore",
-        progress=looking,
-    )
+    found = compare(seen)
     how = f"pixel for pixel alone ({found.exact_only})" if found.exact_only else "exact copies and near duplicates"
     more = "" if source.run.data.unlabelled is None else "; its pseudo-labelled images were not compared"
     return f"None of the {found.compared:,} images that {name} was trained on is in the test set, by {how}{more}."

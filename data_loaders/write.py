@@ -116,17 +116,31 @@ def ensure(data: Data, progress: OnProgress | None = None) -> tuple[Path, Path]:
     Any number of processes may call it at once: one writes, the others wait. Where a source has no test split, its
     validation split is taken, as for ImageNet. Raises `InputError`.
     """
-    given = expanded(data.source)
-    if any((given / f"{split}.beton").exists() for split in ("train", "test")):
-        train, test = _sound(given / "train.beton"), _sound(given / "test.beton")
-    else:
-        train, test = _prepared(data, progress)
+    given = _given(data)
+    train, test = _prepared(data, progress) if given is None else map(_sound, given)
     if train.classes != test.classes:
         raise InputError(
             f"{data.source}: {len(train.classes)} classes to train on, {len(test.classes)} to test on, or of other "
             "names; name the classes in the source"
         )
     return train.path, test.path
+
+
+def places(data: Data) -> tuple[Path, Path]:
+    """Where `ensure` finds the two files, or puts them."""
+    return _given(data) or _places(data)
+
+
+def _given(data: Data) -> tuple[Path, Path] | None:
+    """Those of a folder that holds prepared files."""
+    folder = expanded(data.source)
+    train, test = folder / "train.beton", folder / "test.beton"
+    return (train, test) if train.exists() or test.exists() else None
+
+
+def _places(data: Data) -> tuple[Path, Path]:
+    root, name = expanded(data.root), _name(data.source)
+    return root / f"{name}-train.beton", root / f"{name}-test.beton"
 
 
 def _check_labels(source: Source) -> None:
@@ -236,9 +250,8 @@ def _sync_folder(path: Path) -> None:
 
 
 def _prepared(data: Data, progress: OnProgress | None) -> tuple[Beton, Beton]:
-    root = expanded(data.root)
-    name = _name(data.source)
-    train, test = root / f"{name}-train.beton", root / f"{name}-test.beton"
+    train, test = _places(data)
+    root, name = train.parent, train.name.removesuffix("-train.beton")
     try:
         # Without the lock, for a root that can't be written to.
         return _sound(train), _sound(test)

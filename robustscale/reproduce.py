@@ -276,8 +276,8 @@ def reproduce(
     )
     with folder.locked():
         with GridDisplay(title=folder.path.name) as display:
-            require_ready(course, folder.path, display.update, leaks=leaks)
-            run_grid(course, storage, cluster, settings, display.update)
+            seen = require_ready(course, storage, folder.path, display.update, leaks=leaks)
+            run_grid(course, storage, cluster, settings, display.update, seen)
         found, missing = measured(experiment, scale.seeds, course, storage)
         finish_experiment(folder, name, experiment, scale, found, missing, _facts(course))
     print(f"\n{folder.path}/")

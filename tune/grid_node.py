@@ -8,28 +8,26 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.attempt import job
-from data_loaders.splits import Splits
-from data_loaders.write import ensure
+from cluster.training import begin
 from robustscale.attacks.base import Goal
 from robustscale.config import decode, encode
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.memory import forget_peak
-from robustscale.engine.start import bring, tuned
+from robustscale.engine.start import tuned
 from robustscale.evaluation.joined_runs import kept_weights
 from robustscale.evaluation.noise_defence import Defence
 from robustscale.evaluation.operating_points import Judging
 from robustscale.evaluation.suite import reported
 from robustscale.experiments.base import point
-from robustscale.models.network import build
-from robustscale.run import Cluster, Run, require_fit
+from robustscale.run import Cluster, Run
 from robustscale.types import Attack
 from tune.grid import Node
 from tune.trial import locked, perform
@@ -60,8 +58,16 @@ def figures_of(node: Node, storage: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
-def node_job(node: Node, storage: str | os.PathLike[str], cluster: Cluster, gpu: bool, hang: float) -> dict[str, Any]:
-    """What its process is told, as JSON."""
+def node_job(
+    node: Node,
+    storage: str | os.PathLike[str],
+    cluster: Cluster,
+    gpu: bool,
+    hang: float,
+    seen: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What its process is told, as JSON. `seen`: what is known of images of the test set among those that a training
+    starts from."""
     training = node.training
     reading = {} if node.what is training else {"kind": node.what.kind, "options": dict(node.what.options)}  # type: ignore[union-attr]
     return {
@@ -72,6 +78,7 @@ def node_job(node: Node, storage: str | os.PathLike[str], cluster: Cluster, gpu:
         "start": None if training.start is None else str(nodes_folder(storage) / training.start.key),
         "gpu": gpu,
         "hang": hang,
+        "seen": seen,
         **reading,
     }
 
@@ -119,12 +126,7 @@ def _train(config: Mapping[str, Any], run: Run, folder: RunFolder, log: Log) -> 
     if config["start"] is not None:
         start = RunFolder.existing(config["start"])
         run = tuned(run, start.weights_path(start.reported_weights()))
-        bring(run, folder)
-    splits = Splits.of(run, *ensure(run.data))
-    spec = splits.spec(run)
-    require_fit(run, spec, build(run.model, spec, run.seed, starting=True))
-    folder.write_run(run)
-    folder.write("data.json", splits.facts(run))
+    run = begin(run, folder, lambda source, splits: config["seen"])
     perform(job("pretrain", run, folder, {}, config["gpu"]), run, log.note, config["hang"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from tune.grid_node import do_node, finished, node_job, nodes_folder
 from tune.trial import last_words
 
 Show = Callable[[dict[str, Any]], None]
+Seen = Mapping[str, list[str]]
+"""By the key of a training, what its data.json is to tell of what it starts from: see `require_ready`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class GridSettings:
         require(0 < self.hang < math.inf, f"hang: {self.hang!r} is not positive and finite; it is in seconds")
 
 
-def run_grid(course: Course, storage: Path, cluster: Cluster, settings: GridSettings, show: Show) -> None:
+def run_grid(course: Course, storage: Path, cluster: Cluster, settings: GridSettings, show: Show, seen: Seen) -> None:
     """Until every node is done, failed or left out. Where nothing is left to do, Ray is not started."""
     if course.over:
         return
@@ -64,7 +66,7 @@ def run_grid(course: Course, storage: Path, cluster: Cluster, settings: GridSett
         if in_cluster():
             _prepare(node.training.run.data for node in course.plan.values())
         show({"event": "note", "message": f"{room} nodes at a time, on {'GPUs' if gpu else 'CPUs'}"})
-        _Grid(course, storage, cluster, settings, show, gpu, room).run_on()
+        _Grid(course, storage, cluster, settings, show, gpu, room, seen).run_on()
 
 
 def _prepare(every: Iterable[Data]) -> None:
@@ -90,6 +92,7 @@ class _Grid:
     show: Show
     gpu: bool
     room: int
+    seen: Seen = field(default_factory=dict)
     running: dict[Any, tuple[str, Any]] = field(default_factory=dict)
     """Answer to wait for -> (node, its actor)."""
     idle: list[Any] = field(default_factory=list)
@@ -115,7 +118,8 @@ class _Grid:
             elif len(self.running) < self.room and _free(nodes_folder(self.storage) / node.folder):
                 self.course.start(node.key)
                 bench = self.idle.pop() if self.idle else self._bench()
-                config = node_job(node, self.storage, self.cluster, self.gpu, self.settings.hang)
+                seen = self.seen.get(node.key)
+                config = node_job(node, self.storage, self.cluster, self.gpu, self.settings.hang, seen)
                 self.running[bench.do.remote(config)] = (node.key, bench)
                 self._tell(node)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,15 @@ class Source(NamedTuple):
     """Which training images it left out, as data.json has it."""
     before: tuple[Source, ...] = ()
     """Those that its own weights come from, the newest first."""
+
+    @classmethod
+    def of(cls, run: Run, files: Mapping[str, Any]) -> Source:
+        """`files`: as data.json has them."""
+        places = [value for part in ("train", "test") for value in (files[part]["path"], files[part]["fingerprint"])]
+        train, train_fingerprint, test, test_fingerprint = map(str, places)
+        classes = tuple(map(str, files["classes"]))
+        left_out = files["train"].get("left_out")
+        return cls(run, Path(train), train_fingerprint, Path(test), test_fingerprint, classes, left_out)
 
     def fingerprints(self) -> dict[str, Any]:
         """As data.json has them."""
@@ -131,12 +140,7 @@ def source_of(folder: RunFolder) -> Source | None:
 
 
 def _source(facts: dict[str, Any]) -> Source:
-    files, run = facts["data"], decode(Run, facts["run"])
-    places = [value for part in ("train", "test") for value in (files[part]["path"], files[part]["fingerprint"])]
-    train, train_fingerprint, test, test_fingerprint = map(str, places)
-    classes = tuple(map(str, files["classes"]))
-    left_out = files["train"].get("left_out")
-    return Source(run, Path(train), train_fingerprint, Path(test), test_fingerprint, classes, left_out)
+    return Source.of(decode(Run, facts["run"]), facts["data"])
 
 
 def _facts_before(source: RunFolder) -> list[dict[str, Any]]:

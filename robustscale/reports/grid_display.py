@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from rich.console import Group
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from robustscale.reports.progress import Pace, Screen
+from robustscale.reports.progress import Screen
 
 WORDS = {"done": "done", "runs": "running", "waits": "waiting", "failed": "failed", "left out": "left out"}
 OVER = ("done", "failed", "left out")
@@ -33,7 +32,6 @@ class GridDisplay(Screen):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(title, file, interval, clock)
-        self.pace = Pace(clock)
         # Replaced, never changed: the picture is drawn by another thread.
         self.counts: Mapping[str, int] = {}
         self.running: Mapping[str, str] = {}
@@ -69,13 +67,9 @@ class GridDisplay(Screen):
         return ", ".join(counts) + (f", {left}" if left else "")
 
     def _picture(self) -> Group:
-        bar = Table.grid(padding=(0, 1))
-        width = min(40, self.console.width // 3)
-        progress = ProgressBar(total=max(self.pace.total, 1), completed=self.pace.done, width=width)
-        bar.add_row(Text(self.title, style="bold"), progress, Text(self._totals(), style="dim"))
         rows = Table.grid(padding=(0, 2))
         running = list(self.running.items())
         for key, name in running[:SHOWN]:
             rows.add_row(Text(f"  {name}"), Text(self.epochs.get(key, ""), style="dim"))
         more = [Text(f"  and {len(running) - SHOWN} more", style="dim")] if len(running) > SHOWN else []
-        return Group(bar, rows, *more)
+        return Group(self._bar(Text(self._totals(), style="dim")), rows, *more)

@@ -61,6 +61,7 @@ class Screen(ABC):
     def __init__(self, title: str, file: TextIO | None, interval: float, clock: Callable[[], float]) -> None:
         """Between two lines that nobody needs at once, `interval` seconds."""
         self.title, self.interval, self.clock = title, interval, clock
+        self.pace = Pace(clock)
         self.console = Console(file=file or sys.stdout, highlight=False)
         self.lock = threading.Lock()
         self.live: Live | None = None
@@ -86,6 +87,14 @@ class Screen(ABC):
 
     @abstractmethod
     def _picture(self) -> RenderableType: ...
+
+    def _bar(self, *more: Text) -> Table:
+        """A line of the picture: the title, how far it is, and more."""
+        bar = Table.grid(padding=(0, 1))
+        width = min(40, self.console.width // 3)
+        progress = ProgressBar(total=max(self.pace.total, 1), completed=self.pace.done, width=width)
+        bar.add_row(Text(self.title, style="bold"), progress, *more)
+        return bar
 
     def _due(self, now: bool = False) -> bool:
         """Whether to print a line of what a terminal's picture shows anyway: `now`, or `interval` after the last."""
@@ -122,7 +131,6 @@ class Display(Screen):
     ) -> None:
         super().__init__(title, file, interval, clock)
         self.total_epochs, self.total_steps = total_epochs, total_steps
-        self.pace = Pace(clock)
         self.label = ""
         self.figures: list[str] = []
         self.held_out: list[str] = []

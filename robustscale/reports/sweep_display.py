@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from rich.console import Group
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from robustscale.reports.frontier_points import finite, trial_name, values_text
-from robustscale.reports.progress import Pace, Screen, duration, percent
+from robustscale.reports.progress import Screen, duration, percent
 
 Trial = Mapping[str, Any]
 
@@ -44,7 +43,6 @@ class SweepDisplay(Screen):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(title, file, interval, clock)
-        self.pace = Pace(clock)
         self.pace.total = trials
         self.label = ""
         # Replaced, never changed: the picture is drawn by another thread, which must not wait for `update`.
@@ -95,10 +93,7 @@ class SweepDisplay(Screen):
         ]
 
     def _picture(self) -> Group:
-        bar = Table.grid(padding=(0, 1))
-        width = min(40, self.console.width // 3)
-        progress = ProgressBar(total=max(self.pace.total, 1), completed=self.pace.done, width=width)
-        bar.add_row(Text(self.title, style="bold"), progress, Text(self.pace.share()), Text(self.label))
+        bar = self._bar(Text(self.pace.share()), Text(self.label))
         shown = shown_trials(self.trials.values(), self.console.height - AROUND)
         left_out = len(self.trials) - len(shown)
         more = [Text(f"and {left_out} more", style="dim")] if left_out else []

@@ -194,7 +194,7 @@ def test_rows_may_be_left_out_and_are_told_of() -> None:
     assert verdict.holds and verdict.why.startswith("1 of 1 comparisons are told as claimed")
     assert "7 further ones need rows that were left out" in verdict.why
     assert whole.only([figure.row for figure in whole.figures]).notes == whole.notes
-    with pytest.raises(InputError, match=r"rows: MIT thesis, table 4\.2 has no 'λ 1'; it has both, λ 0; TRADES, λ 0\.1"):
+    with pytest.raises(InputError, match=r"rows: MIT thesis, table 4\.2 has no 'λ 1'; it has both, λ 0; TRADES, "):
         whole.only(["λ 1"])
 
 
