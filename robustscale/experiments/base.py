@@ -310,20 +310,26 @@ class Verdict(NamedTuple):
     why: str
 
 
+_NORMAL = statistics.NormalDist()
+
+
 def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2.0, margin: float = 0.0) -> Verdict:
     """Whether the first of each pair is the larger. A difference is told where it exceeds so many standard errors of
-    itself: holds where more than half are told so and none the other way; does not hold where one is told the other
-    way; open otherwise. With a margin: whether the first is larger than the second less the margin, as where it is
-    claimed to be as large. Pairs of which a row was left out are not compared, which is told."""
+    itself: holds where more than half are told so and none the other way; does not hold where one is so far the other
+    way as chance would put any of them no oftener than it puts a single one that far (Bonferroni); open otherwise. With
+    a margin: whether the first is larger than the second less the margin, as where it is claimed to be as large. Pairs
+    of which a row was left out are not compared, which is told."""
     asked = list(pairs)
     pairs = [pair for pair in asked if found.keys() >= set(pair)]
+    far = -_NORMAL.inv_cdf(_NORMAL.cdf(-errors) / max(1, len(pairs)))
     told: list[tuple[Cell, Cell, float]] = []
     against: list[tuple[Cell, Cell, float]] = []
-    alone = False
+    alone = refuted = False
     for larger, smaller in pairs:
         a, b = found[larger], found[smaller]
         alone |= a.spread is None or b.spread is None
         gap, error = a.mean - b.mean + margin, math.hypot(a.error, b.error)
+        refuted |= gap < -far * error
         if abs(gap) > errors * error:
             (told if gap > 0 else against).append((larger, smaller, gap))
     counts = f"{len(told)} of {len(pairs)} comparisons are told as claimed, {len(against)} the other way"
@@ -333,11 +339,12 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     if worst is not None:
         larger, smaller, gap = worst
         counts += f"; furthest off: {' '.join(larger)} is {100 * (margin - gap):.1f} points below {' '.join(smaller)}"
+        counts += "" if refuted else f", but not by the {far:.1f} standard errors that one of {len(pairs)} needs"
     if len(pairs) < len(asked):
         counts += f"; {len(asked) - len(pairs)} further ones need rows that were left out"
     if alone:
         counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
-    return Verdict(False if against else True if 2 * len(told) > len(pairs) else None, counts)
+    return Verdict(False if refuted else True if not against and 2 * len(told) > len(pairs) else None, counts)
 
 
 def rising(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

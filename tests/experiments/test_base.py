@@ -173,6 +173,19 @@ def test_a_trend_holds_where_most_of_it_is_told() -> None:
     assert compared(found, [(A, B), (B, C), (C, B)]).holds is None
 
 
+def test_one_of_many_comparisons_may_go_astray() -> None:
+    """At 2.5 standard errors a single comparison tells against a claim, one of nine does not, nor does it hold then."""
+    rows = {(str(k), "RA"): Measured((0.05 + 0.1 * (9 - k),), 10_000) for k in range(10)}
+    error = math.sqrt(2) * rows["8", "RA"].error
+    found = {**rows, ("9", "RA"): Measured((rows["8", "RA"].mean + 2.5 * error,), 10_000)}
+    pairs = [((str(k), "RA"), (str(k + 1), "RA")) for k in range(9)]
+    assert compared(found, pairs[-1:]).holds is False
+    many = compared(found, pairs)
+    assert many.holds is None and "8 of 9 comparisons are told as claimed, 1 the other way" in many.why
+    assert "but not by the 2.8 standard errors that one of 9 needs" in many.why
+    assert compared(rows, pairs).holds is True
+
+
 def test_of_one_seed_the_verdict_says_what_its_errors_are() -> None:
     found = {A: Measured((0.6,), 10_000), B: Measured((0.5,), 10_000)}
     assert compared(found, [(A, B)]).why.endswith("since one seed does not tell how far trainings differ")
