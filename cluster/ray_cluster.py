@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.orders import terminate
-from robustscale.errors import InputError
+from robustscale.errors import InputError, WorkersFailed
 from robustscale.run import Cluster
 
 Show = Callable[[dict[str, Any]], None]
@@ -121,12 +121,19 @@ def _start(cluster: Cluster, show: Show) -> str:
             f"offers {cpus}; lower it, or join a cluster by RAY_ADDRESS or ray job submit"
         )
     show({"event": "note", "message": "starting a Ray cluster on this machine"})
-    context = ray.init(
-        "local",  # else it joins whatever /tmp/ray/ray_current_cluster names, running or not
-        num_cpus=cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    try:
+        context = ray.init(
+            "local",  # else it joins whatever /tmp/ray/ray_current_cluster names, running or not
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises that very class where one of its processes is too slow to start
+        reason = " ".join(str(error).split())[:300]
+        raise WorkersFailed(
+            f"Ray did not start on this machine ({reason}); it needs free memory, disk and processor time, and a short "
+            "path in RAY_TMPDIR; the same command tries again"
+        ) from error
     return f"http://{context.dashboard_url}"

@@ -166,6 +166,16 @@ def test_without_a_cluster_a_run_starts_one_and_shuts_down_that_one_alone(
         assert there.connect_ex(("127.0.0.1", int(session))) == 0
 
 
+def test_where_ray_does_not_start_a_run_ends_with_a_line(
+    ray_head: dict[str, str], tmp_path: Path, command: Command
+) -> None:
+    env = {k: v for k, v in ray_head.items() if not k.startswith("RAY_")}
+    env["RAY_TMPDIR"] = str(tmp_path / ("long" * 30))  # Unix sockets lie there
+    done = command("robustscale.pretrain", *SMALL, "--storage", tmp_path, "--data.root", env["TEST_CACHE"], env=env)
+    assert done.returncode == 1 and "Traceback" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("error: Ray did not start on this machine (validate_socket")
+
+
 @pytest.mark.slow
 def test_two_clusters_of_its_own_in_one_process() -> None:
     """As `frontier --from-run RUN --beside OTHER` starts them, one after the other: each has a secret, and Ray reads
