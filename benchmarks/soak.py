@@ -124,7 +124,7 @@ def main() -> None:
         if len(soak.sizes) > 1:
             (_, rss, fds), (_, last_rss, last_fds) = soak.sizes[0], soak.sizes[-1]
             print(f"driver: {rss / 2**20:.0f} to {last_rss / 2**20:.0f} MiB, {fds} to {last_fds} open files")
-        assert_as_undisturbed(soak.run, folder)
+        assert_as_undisturbed(soak.run, folder, timeout=7200)
         print("weights bitwise those of the undisturbed run; each step logged once")
 
 

@@ -190,7 +190,7 @@ def workers(env: dict[str, str]) -> list[int]:
     return processes(env, "ray::RayTrainWorker")
 
 
-def undisturbed(run: RunFolder, folder: Path) -> RunFolder:
+def undisturbed(run: RunFolder, folder: Path, timeout: float = 900) -> RunFolder:
     """The same run in one process, from its beginning to its end."""
     twin = RunFolder(folder / "undisturbed")
     twin.write("run.json", run.read("run.json"))
@@ -203,14 +203,14 @@ def undisturbed(run: RunFolder, folder: Path) -> RunFolder:
         text=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=900,
+        timeout=timeout,
         check=True,
     )
     return twin
 
 
-def assert_as_undisturbed(run: RunFolder, folder: Path) -> None:
+def assert_as_undisturbed(run: RunFolder, folder: Path, timeout: float = 900) -> None:
     """Bitwise equal weights, and each step logged once."""
     assert steps(run) == list(range(1, max(steps(run)) + 1))
-    twin = undisturbed(run, folder)
+    twin = undisturbed(run, folder, timeout)
     assert run.weights_path("last").read_bytes() == twin.weights_path("last").read_bytes()
