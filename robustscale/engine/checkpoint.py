@@ -39,6 +39,9 @@ class Store:
     One may be both. A score is a finite number `score` in the state; of equal ones the later is higher.
     """
 
+    copied = False
+    """Whether each machine has a copy of its own: of what is damaged where they come from, some may be sound."""
+
     def __init__(self, root: Path, keep: int, keep_best: int = 0) -> None:
         require(keep >= 1, f"keep: {keep} is below 1; without a checkpoint nothing can resume")
         require(keep_best >= 0, f"keep_best: {keep_best} is negative; 0 keeps the newest alone")
@@ -62,11 +65,12 @@ class Store:
             self._tidy()
         return self.root / folder_name(step)
 
-    def latest(self) -> Saved | None:
-        """The highest step that verifies; warns of each above it. Raises InputError if another program made it."""
+    def latest(self, most: float = math.inf) -> Saved | None:
+        """The highest step up to `most` that verifies; warns of each above it that does not. Raises InputError if
+        another program made it."""
         while True:
             folders = self._folders()
-            saved, broken = _first_sound(folders)
+            saved, broken = _first_sound((step, folder) for step, folder in folders if step <= most)
             # One that was pruned under the reader's eyes is not damaged: there is a newer one by now.
             if self._folders() == folders:
                 break
@@ -74,6 +78,13 @@ class Store:
         for message in broken:
             warnings.warn(f"{message}; {instead}", stacklevel=2)
         return saved
+
+    def set_aside(self, above: int) -> None:
+        """What is newer than the checkpoint that is gone on from: its steps will be taken, and saved, anew."""
+        for step, folder in self._folders():
+            if step > above:
+                folder.rename(self.root / f".corrupt-{folder.name}-{uuid.uuid4().hex}")
+                self._seen.pop(folder, None)
 
     def _folders(self) -> list[tuple[int, Path]]:
         """Steps and folders, newest first."""

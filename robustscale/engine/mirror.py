@@ -279,6 +279,8 @@ class Mirror:
 class MirroredStore(Store):
     """A checkpoint is saved when it lies under the URL."""
 
+    copied = True
+
     def __init__(self, mirror: Mirror, root: Path, keep: int, keep_best: int = 0) -> None:
         super().__init__(root, keep, keep_best)
         self.mirror = mirror

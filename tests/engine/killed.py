@@ -74,7 +74,7 @@ def attempt(run: Run, world: int, folder: Path, kill: Callable[[list[int]], bool
     for process in ranks:
         process.start()
     killed = kill is not None and kill([process.pid for process in ranks if process.pid is not None])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # they may share the machine
     for process in ranks:
         # Killed alone, a rank leaves others that end by themselves once their connection is gone.
         process.join(5 if killed else max(0.0, deadline - time.monotonic()))

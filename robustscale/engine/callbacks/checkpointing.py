@@ -55,11 +55,32 @@ class Checkpointing(Callback):
             steps, late = backend.gather(torch.tensor(mine, device=backend.device)).unbind(1)
             if len(set(steps.tolist())) == 1:
                 return saved
+            if self.store.copied:
+                return self._common(backend, steps)
             if late.any():
                 raise InputError(
                     f"{self.store.root}: workers see different checkpoints; use storage that all nodes share"
                 )
             time.sleep(min(2.0, SETTLES))
+
+    def _common(self, backend: Backend, steps: Tensor) -> Saved:
+        """The newest of which every machine has a sound copy."""
+        while True:
+            least = int(steps.min())
+            saved = self.store.latest(least)
+            if least < 0 or saved is None:
+                raise InputError(
+                    f"{self.store.root}: workers have copies of step {int(steps.max())}, but not all have a sound "
+                    "checkpoint; put a copy of that one where the run is kept, or take another --run-name"
+                )
+            steps = backend.gather(torch.tensor(saved.step, device=backend.device))
+            if len(set(steps.tolist())) == 1:
+                break
+        if backend.rank == 0:
+            self.store.set_aside(above=saved.step)
+            message = f"no checkpoint after step {saved.step} is sound on every machine"
+            self.emit({"event": "note", "message": message})
+        return saved
 
     def after_step(self, trainer: Trainer) -> None:
         self._ask_when_due(trainer)
