@@ -91,7 +91,8 @@ class Splits:
         return file
 
     def spec(self, run: Run) -> DataSpec:
-        """Raises InputError if sizes vary and the run names none."""
+        """Raises InputError if sizes vary and the run names none, or if images can't be brought to the one it names."""
+        make_augmentation(self.train_file, run.data.augmentation, run.data.padding, run.data.image_size, run.seed)
         sizes = {*self.train_file.heights.tolist(), *self.train_file.widths.tolist()}
         if run.data.image_size is None and len(sizes) > 1:
             raise InputError(f"{self.train_file.path}: image sizes vary; set data.image_size, 224 is usual")

@@ -48,7 +48,7 @@ def read_test_set(
     """
     started = time.monotonic()
     network = build(run.model, folder.spec()).to(backend.device)
-    facts = folder.load_weights(which, network)
+    facts = _load(which, network, folder, backend)
     name, attacker = reported(run, randomised=randomised(network))
     everything = torch.arange(test.num_examples)
     examples = judge(
@@ -70,6 +70,16 @@ def read_test_set(
         more = {"workers": backend.world, **times, "versions": versions()} | _drawn(network, run)
         folder.write("result.json", {**result, **held_out, **training, **more})
     backend.barrier()
+
+
+def _load(which: Weights, network: nn.Module, folder: RunFolder, backend: Backend) -> dict[str, Any]:
+    """Rank 0's weights on every worker: the working copy of another machine has none yet, or older ones. The facts are
+    on rank 0 alone."""
+    facts = folder.load_weights(which, network) if backend.rank == 0 else {}
+    if backend.world > 1:
+        for tensor in network.state_dict().values():
+            tensor.copy_(backend.gather(tensor)[0])
+    return facts
 
 
 def _drawn(network: nn.Module, run: Run) -> dict[str, int]:
