@@ -15,13 +15,13 @@ def needs(cluster: Cluster, gpu: bool) -> dict[str, float]:
 
 
 def wants_gpu(cluster: Cluster) -> bool:
-    """Whether workers take GPUs; where that is left open, if the cluster has any, or its autoscaler could bring one."""
+    """Whether workers take GPUs; where that is left open, if the cluster has any now: what an autoscaler could bring,
+    open-source Ray does not tell."""
     if cluster.gpu is not None:
         return cluster.gpu
     import ray
 
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return bool(max(ray.cluster_resources().get("GPU", 0), most.get("GPU", 0)) >= 1)
+    return bool(ray.cluster_resources().get("GPU", 0) >= 1)
 
 
 def draining() -> set[str]:

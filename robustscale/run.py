@@ -244,7 +244,8 @@ class Cluster:
     optimizer's state (from 1) and gradients (2). Checkpoints hold the same whichever it is, and any may go on from
     them. zero3, which shards the weights, is refused: see docs/architecture.md."""
     gpu: bool | None = None
-    """Whether each worker takes a GPU; by default, if the cluster has any."""
+    """Whether each worker takes a GPU; by default, if the cluster has any now. True for one whose GPU nodes come by an
+    autoscaler."""
     cpus_per_worker: int = 1
     """CPUs that a worker takes from the cluster, and its threads."""
     max_failures: int = 3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.attempt import short
-from cluster.nodes import prepare_nodes
+from cluster.nodes import prepare_nodes, wants_gpu
 from cluster.orders import interruptible
 from cluster.ray_cluster import in_cluster, ray_cluster
 from robustscale.engine.folder import RunFolder
@@ -61,7 +61,7 @@ def run_grid(course: Course, storage: Path, cluster: Cluster, settings: GridSett
         from tune.search import slots
 
         there = ray.cluster_resources()
-        gpu = there.get("GPU", 0) >= 1 if cluster.gpu is None else cluster.gpu
+        gpu = wants_gpu(cluster)
         room = slots(cluster, settings, gpu, there)
         if in_cluster():
             _prepare(node.training.run.data for node in course.plan.values())

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from cluster.nodes import prepare_nodes
+from cluster.nodes import prepare_nodes, wants_gpu
 from cluster.orders import interruptible
 from cluster.ray_cluster import in_cluster, ray_cluster
 from robustscale.errors import InputError
@@ -57,7 +57,7 @@ def search(sweep: Sweep, run: Run, space: Space, settings: Settings, show: Show)
         import ray
 
         there = ray.cluster_resources()
-        gpu = there.get("GPU", 0) >= 1 if run.cluster.gpu is None else run.cluster.gpu
+        gpu = wants_gpu(run.cluster)
         room = slots(run.cluster, settings, gpu, there)
         study.ledger.append({"kind": "start", "device": "cuda" if gpu else "cpu", "room": room})
         if in_cluster() and (error := prepare_nodes(run.data)) is not None:

@@ -37,11 +37,11 @@ def kill_group(process: subprocess.Popen[Any], number: int = signal.SIGKILL, wai
 class Machines:
     """A head without CPUs of its own, and nodes beside it. `env` is that of somebody who uses the cluster."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], more: Sequence[str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], more: Sequence[str], port: int | None) -> None:
         self.folder, self.nodes = folder, list[subprocess.Popen[bytes]]()
         # Unix sockets lie in the temp dir, and their paths may have 107 characters at most.
         self.temp = Path(f"/tmp/rs-{os.getpid()}-{secrets.token_hex(2)}")
-        self.gcs = free_port()
+        self.gcs = port or free_port()
         self.env = os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -82,10 +82,14 @@ class Machines:
 
 @contextmanager
 def machines(
-    folder: Path, *cpus: int, env: Mapping[str, str] = MappingProxyType({}), more: Sequence[str] = ()
+    folder: Path,
+    *cpus: int,
+    env: Mapping[str, str] = MappingProxyType({}),
+    more: Sequence[str] = (),
+    port: int | None = None,
 ) -> Iterator[Machines]:
     """A head, started with `more` options, and nodes of so many CPUs."""
-    cluster = Machines(folder, env, more)
+    cluster = Machines(folder, env, more, port)
     try:
         for number in cpus:
             cluster.add_node(number)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from cluster.elastic import largest
 from robustscale.engine.folder import RunFolder
 from robustscale.run import Cluster, Run
+from tests.edges.conftest import free_port
 from tests.edges.machines import SMALL, assert_as_undisturbed, driver, kill_group, machines, wait_for_step
 
 
@@ -47,11 +46,27 @@ max_workers: 2
 upscaling_speed: 1.0
 idle_timeout_minutes: 100
 provider:
-  {type: fake_multinode, use_node_id_as_ip: true, disable_node_updaters: true, disable_launch_config_check: true}
+  type: fake_multinode
+  gcs_address: "127.0.0.1:PORT"
+  use_node_id_as_ip: true
+  disable_node_updaters: true
+  disable_launch_config_check: true
 auth: {}
-head_node_type: head
+docker: {}
+file_mounts: {}
+file_mounts_sync_continuously: false
+cluster_synced_files: []
+rsync_exclude: []
+rsync_filter: []
+initialization_commands: []
+setup_commands: []
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands: []
+worker_start_ray_commands: []
+head_node_type: ray.head.default  # by this name the provider knows the node that is there
 available_node_types:
-  head: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
+  ray.head.default: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
   cpu: {resources: {CPU: 1, object_store_memory: 100000000}, node_config: {}, max_workers: 2}
   gpu: {resources: {GPU: 1, object_store_memory: 100000000}, node_config: {}, max_workers: 1}
 """
@@ -62,14 +77,13 @@ available_node_types:
 def test_a_cluster_that_is_scaled_to_nothing_grows(tmp_path: Path) -> None:
     """By Ray's autoscaler, with its provider of nodes on one machine; nodes come by a run's asking alone."""
     config = tmp_path / "autoscaler.yaml"
-    config.write_text(AUTOSCALED)
+    port = free_port()
+    config.write_text(AUTOSCALED.replace("PORT", str(port)))
     env = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     options = [*SMALL, "--storage", tmp_path, "--run-name", "run", "--epochs", 2, "--cluster.wait", 300]
-    ask = "import ray; ray.init(logging_level='ERROR', log_to_driver=False); from cluster.nodes import wants_gpu\n"
-    ask += "from robustscale.run import Cluster; print(wants_gpu(Cluster()), wants_gpu(Cluster(gpu=False)))"
-    with machines(tmp_path, env=env, more=["--autoscaling-config", str(config)]) as cluster:
-        done = subprocess.run([sys.executable, "-c", ask], env=cluster.env, capture_output=True, text=True)
-        assert done.stdout.split() == ["True", "False"], f"what it could bring counts; {done.stderr}"
-        with driver(cluster.env, *options, "--cluster.gpu", False) as run:
-            assert run.wait() == 0, run.output
+    with (
+        machines(tmp_path, env=env, more=["--autoscaling-config", str(config)], port=port) as cluster,
+        driver(cluster.env, *options, "--cluster.gpu", False) as run,
+    ):
+        assert run.wait() == 0, run.output
     assert "waiting for the cluster: 2 workers need 2 CPUs (it has 0, 0 free)" in run.output
