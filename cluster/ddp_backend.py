@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,11 @@ class DdpBackend(Group):
     """One rank of a data-parallel group with whole weights, gradients and optimizer state."""
 
     def __init__(self, cpu: bool) -> None:
-        self.accelerator = Accelerator(cpu=cpu)
+        threads = torch.get_num_threads()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "OMP_NUM_THREADS")
+            self.accelerator = Accelerator(cpu=cpu)
+        torch.set_num_threads(threads)  # without OMP_NUM_THREADS it takes all cores, on each of several ranks
         super().__init__(self.accelerator.device)
 
     def updater(self, network: nn.Module, run: Run) -> Plain:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-IMPORTED_ONCE = ("torch.distributed", "robustscale.engine.trainer", "cluster.ddp_backend")
-"""By the process that ranks are forked from: importing them takes seconds. What can't be imported there is left out."""
+IMPORTED_ONCE = ("torch.distributed", "torch._dynamo", "robustscale.engine.trainer", "cluster.ddp_backend")
+"""By the process that ranks are forked from: importing them takes seconds, torch._dynamo's upon the first optimizer.
+What can't be imported there is left out."""
 
 
 class RankFailed(RuntimeError):
