@@ -264,8 +264,8 @@ def _folder(config: Mapping[str, Any], backend: Backend) -> Iterator[RunFolder]:
         yield folder
         return
     first = backend.rank == 0
-    # All of them where they are pruned.
-    checkpoints: Which = "none" if config["task"] not in ("pretrain", "trial") else "all" if first else "newest"
+    # All of them, on every machine: where the newest is damaged, the one before it must be on each.
+    checkpoints: Which = "all" if config["task"] in ("pretrain", "trial") else "none"
     with folder.mirror.working(checkpoints, pushes=first):
         yield folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from robustscale.engine.folder import RunFolder
 from robustscale.errors import InputError, WorkersFailed
 from robustscale.fields import require
 from robustscale.run import Run, require_fit
-from robustscale.untrusted import TEXT, expanded
+from robustscale.untrusted import TEXT, expanded, require_printable
 
 if TYPE_CHECKING:
     from tune.settings import Settings
@@ -277,8 +278,10 @@ def _existing(name: str, storage: Path) -> Sweep:
     """A search's folder, by its path or by its name."""
     from tune.sweep import Sweep
 
+    require_printable(name)
     path = expanded(name)
-    return Sweep.existing(path if "/" in name or path.is_dir() else storage / name)
+    here = "/" in name or os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises OSError for a name that is too long)
+    return Sweep.existing(path if here else storage / name)
 
 
 def _newest(storage: Path) -> Sweep:

@@ -40,7 +40,7 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
 
   --list            every experiment, and what it claims
   --plan-only       show the plan and how much there is to do, and exit
-  --run-name NAME   the report's folder (default: NAME-SCALE)
+  --run-name NAME   the report's folder (default: NAME-SCALE, of some rows NAME-SCALE-rows)
   --storage DIR     where trainings and reports are kept (default: $ROBUSTSCALE_STORAGE, ./runs), on storage that every
                     node sees
   PATH=VALUE        any field of every run, as `python -m robustscale.pretrain --help` lists them: data.loader=resident,
@@ -113,10 +113,11 @@ def main() -> int:
     options, settings = _parsed(args)
     scale = options.scaled()
     experiment = experiments.get(name, scale)
+    suffix = "" if options.rows is None else "-rows"  # beside the report of all of them
     if options.rows is not None:
         experiment = experiment.only([row.strip() for row in options.rows.split(";")])
     experiment = _with_fields(experiment, options.workers, entries)
-    folder = RunFolder(storage / dataclasses.replace(Run(), name=run_name or f"{name}-{scale.name}").name)
+    folder = RunFolder(storage / dataclasses.replace(Run(), name=run_name or f"{name}-{scale.name}{suffix}").name)
     leaks = options.leaks == "refuse"
     experiment = experiment if leaks else _not_compared(experiment)
     return reproduce(name, experiment, scale, storage, folder, settings, plan_only=plan_only, leaks=leaks)

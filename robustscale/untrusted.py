@@ -227,6 +227,13 @@ def is_there(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises OSError)
 
 
+def require_printable(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for what no system takes as a path, or what would break the line in which a person is told."""
+    text = os.fspath(path)
+    if not text.isprintable():
+        raise InputError(f"{one_line(text)[:200]}: has characters that can't be printed; give a folder without them")
+
+
 def one_line(text: str) -> str:
     """Without what a terminal would obey, or show in another order: control characters, and Unicode's directions."""
     return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)

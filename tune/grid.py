@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from robustscale.experiments.base import Experiment, Reading, Training
+from robustscale.run import Run
 
 State = Literal["waits", "runs", "done", "failed", "left out"]
 """left out: what it hangs on has failed."""
@@ -132,6 +133,13 @@ class Course:
     def _move(self, key: str, before: State, after: State) -> None:
         assert self.states[key] == before, f"{key} {self.states[key]}, not {before}"
         self.states[key] = after
+
+    def needed(self) -> list[Run]:
+        """Those whose data what waits needs: snapshots are judged on that of what was tuned, too."""
+        waiting = [self.plan[key] for key in self.keys("waits")]
+        found = [node.training.run for node in waiting]
+        judged = [node.training.start for node in waiting if getattr(node.what, "kind", "") == "snapshots"]
+        return [*found, *(start.run for start in judged if start is not None)]
 
     @property
     def over(self) -> bool:

@@ -35,8 +35,11 @@ def require_ready(course: Course, storage: Path, folder: Path, show: Show, *, le
     """Of every training that waits, or whose readings wait; data is prepared on the way, for no others. With `leaks`
     refused, what was found is in folder/leaks. Returns what is known of images of the test set among those that a
     training starts from, by its key, in sentences. Raises InputError, which names the training."""
+    if course.over:
+        return {}
+    _require_same(course, storage)  # before, since preparing takes long, and after, since it may bring another file
     trainings = {course.plan[key].folder: course.plan[key].training for key in course.keys("waits")}
-    _require_fit(trainings.values(), show)
+    _require_fit(course.needed(), show)
     _require_same(course, storage)
     seen: dict[str, list[str]] = {}
     compared: dict[object, list[str]] = {}
@@ -50,6 +53,8 @@ def require_ready(course: Course, storage: Path, folder: Path, show: Show, *, le
         if leaks and what not in compared:
             with _naming(training.run):
                 compared[what] = _seen(training.run, chain, course, storage, folder / "leaks", show)
+            for message in compared[what]:
+                show({"event": "note", "message": f"{training.run.name}: {message}"})
         seen[key] = compared[what] if leaks else [IGNORED]
     return seen
 
@@ -66,10 +71,10 @@ def _splits(run: Run, show: Show) -> Splits:
     return Splits.of(run, *ensure(run.data, _progress(show, f"preparing {run.data.source}")))
 
 
-def _require_fit(trainings: Iterable[Training], show: Show) -> None:
+def _require_fit(runs: Iterable[Run], show: Show) -> None:
     found = set()
     networks: dict[tuple[Model, DataSpec], nn.Module] = {}
-    for run in (training.run for training in trainings):
+    for run in runs:
         what = repr((run.data, run.model, run.batch_size, run.shards, run.objective, run.evaluation, run.transfer))
         if what in found:
             continue
@@ -87,8 +92,8 @@ def _require_same(course: Course, storage: Path) -> None:
     now, fingerprint = functools.cache(places), functools.cache(lambda path: Beton(path).fingerprint)
     for key, training in {node.folder: node.training for node in course.plan.values()}.items():
         folder, data = RunFolder(nodes_folder(storage) / key), training.run.data
-        if not is_there(folder.path / "data.json"):
-            continue
+        if not (is_there(folder.path / "result.json") or folder.has_checkpoint()):
+            continue  # it would begin anew
         with _naming(training.run):
             files = dict(zip(("train", "test", "unlabelled"), (*now(data), data.unlabelled), strict=True))
             with folder.reading("data.json") as facts:
@@ -111,9 +116,17 @@ def _seen(run: Run, chain: list[Training], course: Course, storage: Path, folder
     def source(training: Training) -> Source:
         if course.states[training.key] != "done":
             return Source.of(training.run, _splits(training.run, show).facts(training.run))
-        node = RunFolder(nodes_folder(storage) / training.key)  # its data may be gone
+        node = RunFolder(nodes_folder(storage) / training.key)
         with node.reading("data.json") as data:
-            return Source.of(node.run(), data)
+            recorded = Source.of(node.run(), data)
+        if is_there(recorded.train_path):
+            return recorded
+        try:
+            now = _splits(training.run, show)  # the prepared file is gone, or lies elsewhere; its source may be there
+            now.require_same(data, "train", "test")
+        except InputError:
+            return recorded  # which is told
+        return Source.of(node.run(), now.facts(training.run))
 
     target = _splits(run, show)
     sources = [source(training) for training in chain]

@@ -64,7 +64,7 @@ def run_grid(course: Course, storage: Path, cluster: Cluster, settings: GridSett
         gpu = wants_gpu(cluster)
         room = slots(cluster, settings, gpu, there)
         if in_cluster():
-            _prepare(node.training.run.data for node in course.plan.values())
+            _prepare(run.data for run in course.needed())
         show({"event": "note", "message": f"{room} nodes at a time, on {'GPUs' if gpu else 'CPUs'}"})
         _Grid(course, storage, cluster, settings, show, gpu, room, seen).run_on()
 

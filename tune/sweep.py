@@ -16,6 +16,7 @@ from robustscale.errors import InputError
 from robustscale.fields import require
 from robustscale.run import Run, identity
 from robustscale.run import difference as run_difference
+from robustscale.untrusted import is_there
 from tune.ledger import Ledger
 from tune.settings import Settings
 from tune.spaces import Space, difference
@@ -35,7 +36,7 @@ class Sweep(RunFolder):
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> Sweep:
         sweep = cls(path)
-        if not sweep.ledger_path.is_file():
+        if not is_there(sweep.ledger_path):
             raise InputError(f"{path}: not a search's folder (it has no ledger.jsonl); give the folder that it printed")
         sweep.require_whole()
         return sweep

@@ -24,7 +24,15 @@ from robustscale.errors import InputError
 from robustscale.models.network import as_spec, build, shapes
 from robustscale.run import Run
 from robustscale.types import DataSpec, Model
-from robustscale.untrusted import expanded, is_there, open_tensors, parse_json, read_json, read_tensors
+from robustscale.untrusted import (
+    expanded,
+    is_there,
+    open_tensors,
+    parse_json,
+    read_json,
+    read_tensors,
+    require_printable,
+)
 
 Weights = Literal["best", "last"]
 _SNAPSHOT = re.compile(r"epoch-(\d+)\.safetensors")
@@ -53,6 +61,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: str | os.PathLike[str]) -> RunFolder:
+        require_printable(path)
         folder = cls(path)
         folder.pull()
         if not is_there(folder.path / "run.json"):

@@ -321,30 +321,32 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     of which a row was left out are not compared, which is told."""
     asked = list(pairs)
     pairs = [pair for pair in asked if found.keys() >= set(pair)]
-    far = -_NORMAL.inv_cdf(_NORMAL.cdf(-errors) / max(1, len(pairs)))
-    told: list[tuple[Cell, Cell, float]] = []
-    against: list[tuple[Cell, Cell, float]] = []
-    alone = refuted = False
+    far = -_NORMAL.inv_cdf(_NORMAL.cdf(-errors) / max(1, len(asked)))
+    told = 0
+    against: list[tuple[float, float, Cell, Cell]] = []
+    """Gap in standard errors, gap, cells."""
+    alone = False
     for larger, smaller in pairs:
         a, b = found[larger], found[smaller]
         alone |= a.spread is None or b.spread is None
         gap, error = a.mean - b.mean + margin, math.hypot(a.error, b.error)
-        refuted |= gap < -far * error
-        if abs(gap) > errors * error:
-            (told if gap > 0 else against).append((larger, smaller, gap))
-    counts = f"{len(told)} of {len(pairs)} comparisons are told as claimed, {len(against)} the other way"
-    rest = len(pairs) - len(told) - len(against)
+        told += gap > errors * error
+        if gap < -errors * error:
+            against.append((gap / error if error else -math.inf, gap, larger, smaller))
+    counts = f"{told} of {len(pairs)} comparisons are told as claimed, {len(against)} the other way"
+    rest = len(pairs) - told - len(against)
     counts += f", {rest} within {errors:g} standard errors" if rest else ""
-    worst = min(against, key=lambda each: each[2], default=None)
+    worst = min(against, default=None)
+    refuted = worst is not None and worst[0] < -far
     if worst is not None:
-        larger, smaller, gap = worst
+        _, gap, larger, smaller = worst
         counts += f"; furthest off: {' '.join(larger)} is {100 * (margin - gap):.1f} points below {' '.join(smaller)}"
-        counts += "" if refuted else f", but not by the {far:.1f} standard errors that one of {len(pairs)} needs"
+        counts += "" if refuted else f", but not by the {far:.1f} standard errors that one of {len(asked)} needs"
     if len(pairs) < len(asked):
         counts += f"; {len(asked) - len(pairs)} further ones need rows that were left out"
     if alone:
         counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
-    return Verdict(False if refuted else True if not against and 2 * len(told) > len(pairs) else None, counts)
+    return Verdict(False if refuted else True if not against and 2 * told > len(pairs) else None, counts)
 
 
 def rising(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

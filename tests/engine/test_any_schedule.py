@@ -65,10 +65,10 @@ def go_through(seed: int, root: Path) -> tuple[str, int, int]:
         world, at = draw.choice((1, 2, 4)), min(step + draw.randint(1, 6), STEPS - 1)
         if how == "kill":
             with pytest.raises(RankFailed, match="died without a word"):
-                run_ranks(stretch, world, world, root, how, at)
+                run_ranks(stretch, world, world, root, how, at, timeout=600)
             killed += 1
             continue
-        found = set(run_ranks(stretch, world, world, root, how, at))
+        found = set(run_ranks(stretch, world, world, root, how, at, timeout=600))
         if how == "end":
             assert len(found) == 1, "all workers hold the same"
             return found.pop(), left, killed
@@ -92,8 +92,8 @@ def test_a_schedule(undisturbed: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_schedules(undisturbed: str, tmp_path: Path) -> None:
-    done = [go_through(seed, tmp_path / str(seed)) for seed in range(100, 130)]
+    done = [go_through(seed, tmp_path / str(seed)) for seed in range(100, 120)]
     assert [seed for seed, (found, _, _) in enumerate(done) if found != undisturbed] == []
     times = [sum(counts) for counts in zip(*((left, killed) for _, left, killed in done), strict=True)]
     print(f"{len(done)} schedules, left {times[0]} times, killed {times[1]} times")
-    assert times[0] >= 100 and times[1] >= 40
+    assert times[0] >= 60 and times[1] >= 20

@@ -76,6 +76,17 @@ def test_without_a_copy_that_all_machines_have_nothing_begins_anew(tmp_path: Pat
     assert (tmp_path / "rank-0" / "step-00000003").is_dir()
 
 
+def test_where_one_machine_has_the_damaged_one_alone_all_end(tmp_path: Path) -> None:
+    """None waits for another: the older one is on one machine, and the newer is sound on the other."""
+    train(BITWISE, root=tmp_path / "rank-0")
+    shutil.copytree(tmp_path / "rank-0", tmp_path / "rank-1")
+    shutil.rmtree(tmp_path / "rank-1" / "step-00000003")
+    with (tmp_path / "rank-0" / "step-00000006" / "model.safetensors").open("r+b") as file:
+        file.write(b"#")
+    with pytest.raises(RankFailed, match="not all have a sound checkpoint"):
+        run_ranks(go_on_from_copies, 2, tmp_path, timeout=60)
+
+
 def train_one_epoch(root: Path, run: Run = FAST) -> None:
     """Of two: the run's last checkpoint is gone."""
     train(run, root=root)

@@ -184,6 +184,8 @@ def test_one_of_many_comparisons_may_go_astray() -> None:
     assert many.holds is None and "8 of 9 comparisons are told as claimed, 1 the other way" in many.why
     assert "but not by the 2.8 standard errors that one of 9 needs" in many.why
     assert compared(rows, pairs).holds is True
+    # Nor by leaving out rows, once its figures are known.
+    assert compared({cell: found[cell] for cell in pairs[-1]}, pairs).holds is None
 
 
 def test_of_one_seed_the_verdict_says_what_its_errors_are() -> None:
@@ -204,6 +206,7 @@ def test_rows_may_be_left_out_and_are_told_of() -> None:
     found = {figure.cell: Measured((0.5,), 10_000) for figure in kept.figures}
     found["AdvReg, λ 1", "RA"] = Measured((0.6,), 10_000)
     verdict = kept.verdict(found)
+    assert kept.only(["both, λ 0"]).verdict({}).holds is None
     assert verdict.holds and verdict.why.startswith("1 of 1 comparisons are told as claimed")
     assert "7 further ones need rows that were left out" in verdict.why
     assert whole.only([figure.row for figure in whole.figures]).notes == whole.notes

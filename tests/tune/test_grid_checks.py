@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,8 @@ def do(training: Training, storage: Path, *, whole: bool = True) -> RunFolder:
     folder.write("data.json", Splits.of(run, *ensure(run.data)).facts(run))
     if whole:
         folder.write("result.json", {})
+    else:
+        (folder.checkpoints / "step-00000001").mkdir(parents=True)
     return folder
 
 
@@ -138,6 +141,31 @@ def test_data_that_has_changed_since_it_was_trained_on_is_refused(tmp_path: Path
         f"start: {tmp_path}/start/{part}.beton: not its {part} set any more (other fingerprint); restore the file, or "
         "take another --storage"
     )
+
+
+def test_what_would_begin_anew_or_is_all_done_may_have_other_data(tmp_path: Path) -> None:
+    asked = experiment(Training(prepared(tmp_path, "one", 0)))
+    shutil.rmtree(do(Training(prepared_run(asked)), tmp_path, whole=False).checkpoints)
+    put(tmp_path / "one" / "train.beton", 5, 400)
+    ready(tmp_path, asked)
+    do(Training(prepared_run(asked)), tmp_path)
+    put(tmp_path / "one" / "train.beton", 6, 400)
+    assert ready(tmp_path, asked) == {}
+
+
+def prepared_run(asked: Experiment) -> Run:
+    return asked.figures[0].reading.training.run
+
+
+def test_leaks_are_looked_for_though_the_prepared_file_is_gone(tmp_path: Path) -> None:
+    """Where its source is there still: the training was done, and the cache of data cleaned."""
+    seen, test = images(0, 400), images(1, 100)
+    seen[:LEAKED] = test[:LEAKED]
+    start, tuned = run(tmp_path, "start", seen, images(2, 50)), run(tmp_path, "tuned", images(3, 400), test)
+    do(Training(start), tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(InputError, match="images are in the test set"):
+        ready(tmp_path, experiment(Training(tuned, Training(start))))
 
 
 def test_nothing_is_prepared_for_what_is_done(tmp_path: Path) -> None:

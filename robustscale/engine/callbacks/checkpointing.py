@@ -67,14 +67,15 @@ class Checkpointing(Callback):
         """The newest of which every machine has a sound copy."""
         while True:
             least = int(steps.min())
-            saved = self.store.latest(least)
-            if least < 0 or saved is None:
+            if least < 0:  # by what all know, so that all of them raise
                 raise InputError(
                     f"{self.store.root}: workers have copies of step {int(steps.max())}, but not all have a sound "
                     "checkpoint; put a copy of that one where the run is kept, or take another --run-name"
                 )
-            steps = backend.gather(torch.tensor(saved.step, device=backend.device))
-            if len(set(steps.tolist())) == 1:
+            saved = self.store.latest(least)
+            mine = -1 if saved is None else saved.step
+            steps = backend.gather(torch.tensor(mine, device=backend.device))
+            if saved is not None and len(set(steps.tolist())) == 1:
                 break
         if backend.rank == 0:
             self.store.set_aside(above=saved.step)
