@@ -74,8 +74,8 @@ class Options:
     epochs: float | None = None
     """Factor on the published numbers of epochs."""
     rows: str | None = None
-    """Of the table or figure, those that are wanted, as they stand in it: "λ 0; λ 1; λ 5". Of what is claimed, that
-    alone is asked which compares them."""
+    """Of the table or figure, those that are wanted, as they stand in it: "λ 0; λ 1; λ 5". What the
+    verdict cannot compare then counts as not told."""
     workers: int = 1
     """Of each training. One runs in a process that is used again, several as a Ray Train group."""
 

@@ -318,7 +318,7 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     itself: holds where more than half are told so and none the other way; does not hold where one is so far the other
     way as chance would put any of them no oftener than it puts a single one that far (Bonferroni); open otherwise. With
     a margin: whether the first is larger than the second less the margin, as where it is claimed to be as large. Pairs
-    of which a row was left out are not compared, which is told."""
+    of which a row was left out are not compared, which is told, and count as not told."""
     asked = list(pairs)
     pairs = [pair for pair in asked if found.keys() >= set(pair)]
     far = -_NORMAL.inv_cdf(_NORMAL.cdf(-errors) / max(1, len(asked)))
@@ -346,7 +346,7 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
         counts += f"; {len(asked) - len(pairs)} further ones need rows that were left out"
     if alone:
         counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
-    return Verdict(False if refuted else True if not against and 2 * told > len(pairs) else None, counts)
+    return Verdict(False if refuted else True if not against and 2 * told > len(asked) else None, counts)
 
 
 def rising(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:

@@ -207,7 +207,7 @@ def test_rows_may_be_left_out_and_are_told_of() -> None:
     found["AdvReg, λ 1", "RA"] = Measured((0.6,), 10_000)
     verdict = kept.verdict(found)
     assert kept.only(["both, λ 0"]).verdict({}).holds is None
-    assert verdict.holds and verdict.why.startswith("1 of 1 comparisons are told as claimed")
+    assert verdict.holds is None and verdict.why.startswith("1 of 1 comparisons are told as claimed")
     assert "7 further ones need rows that were left out" in verdict.why
     assert whole.only([figure.row for figure in whole.figures]).notes == whole.notes
     with pytest.raises(InputError, match=r"rows: MIT thesis, table 4\.2 has no 'λ 1'; it has both, λ 0; TRADES, "):
