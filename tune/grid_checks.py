@@ -32,9 +32,9 @@ Show = Callable[[dict[str, Any]], None]
 
 
 def require_ready(course: Course, storage: Path, folder: Path, show: Show, *, leaks: bool) -> dict[str, list[str]]:
-    """Of every training that waits, or whose readings wait; data is prepared on the way, for no others. With `leaks`
-    refused, what was found is in folder/leaks. Returns what is known of images of the test set among those that a
-    training starts from, by its key, in sentences. Raises InputError, which names the training."""
+    """Of every training that waits, or whose readings wait; the data that these need is prepared on the way. With
+    `leaks` refused, what was found is in folder/leaks. Returns what is known of images of the test set among those that
+    a training starts from, by its key, in sentences. Raises InputError, which names the training."""
     if course.over:
         return {}
     _require_same(course, storage)  # before, since preparing takes long, and after, since it may bring another file

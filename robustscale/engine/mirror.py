@@ -30,7 +30,7 @@ from robustscale.errors import InputError
 from robustscale.types import State
 from robustscale.untrusted import expanded
 
-Which = Literal["none", "newest", "all"]
+Which = Literal["none", "all"]
 """Checkpoints to pull."""
 LOCAL = ("ray", "stacks")
 WRITER = "writer.json"
@@ -156,14 +156,12 @@ class Mirror:
                 path.unlink()
         self._same = {name: stamp for name in files if (stamp := _stamp(self.local / name)) is not None}
         if checkpoints != "none":
-            self._pull_checkpoints([name for name in found if _in_checkpoints(name)], checkpoints, alone)
+            self._pull_checkpoints([name for name in found if _in_checkpoints(name)], alone)
 
-    def _pull_checkpoints(self, names: list[str], which: Which, alone: bool) -> None:
+    def _pull_checkpoints(self, names: list[str], alone: bool) -> None:
         steps = _steps(names)
         self._sealed = {}
         for step in sorted(steps, key=_number, reverse=True):
-            if which == "newest" and self._sealed:
-                break
             self._pull_checkpoint(step, steps[step], alone)
         for path in _entries(self.local / "checkpoints") if alone else []:
             if path.name.startswith(".pull-") or (_STEP.fullmatch(path.name) and path.name not in steps):
