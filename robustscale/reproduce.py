@@ -309,7 +309,9 @@ def _show_plan(experiment: Experiment, scale: Scale, course: Course) -> None:
         for key, node in course.plan.items():
             if isinstance(node.what, Training) and (node.needs[0] if node.needs else None) == start:
                 run, state = node.training.run, course.states[key]
-                told = f"{run.epochs} epochs on {run.data.source}" + ("" if state == "waits" else f", {state}")
+                told = f"{run.epochs} epoch{'s' * (run.epochs > 1)} on {run.data.source}" + (
+                    "" if state == "waits" else f", {state}"
+                )
                 read = [each for each in course.plan.values() if each.folder == key and each.key != key]
                 readings = f", {len(read)} readings" if read else ""
                 print(f"{indent}{key}  {node.name}: {told}{readings}")

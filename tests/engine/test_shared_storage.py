@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,22 @@ def test_of_copies_the_newest_that_all_machines_have_is_gone_on_from(tmp_path: P
     assert any(name.startswith(".corrupt-step-00000006-") for name in here) and "step-00000006" in there
 
 
+def test_copies_of_one_step_that_differ_are_not_gone_on_from(tmp_path: Path) -> None:
+    """A machine that was away has that step as it was taken before the run went back: its weights are others."""
+    whole, _, _ = train(BITWISE, root=tmp_path / "rank-0")
+    shutil.copytree(tmp_path / "rank-0", tmp_path / "rank-1")
+    shutil.rmtree(tmp_path / "rank-1" / "step-00000006")
+    train(replace(BITWISE, seed=1), root=tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / "step-00000006", tmp_path / "rank-1" / "step-00000006")
+    (losses, _), (again, _) = run_ranks(go_on_from_copies, 2, tmp_path)
+    assert losses == again == whole[3:]
+
+
 def test_without_a_copy_that_all_machines_have_nothing_begins_anew(tmp_path: Path) -> None:
     train_one_epoch(tmp_path / "rank-0", BITWISE)
-    with pytest.raises(RankFailed, match=r"workers have copies of step 3, but not all have a sound checkpoint; put"):
+    with pytest.raises(
+        RankFailed, match=r"workers have copies of step 3, but not all have a sound checkpoint that is the same; put"
+    ):
         run_ranks(go_on_from_copies, 2, tmp_path)
     assert (tmp_path / "rank-0" / "step-00000003").is_dir()
 

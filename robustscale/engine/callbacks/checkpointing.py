@@ -51,35 +51,43 @@ class Checkpointing(Callback):
         until = time.monotonic() + SETTLES
         while True:
             saved = self.store.latest()
-            mine = (-1 if saved is None else saved.step, time.monotonic() > until)
-            steps, late = backend.gather(torch.tensor(mine, device=backend.device)).unbind(1)
-            if len(set(steps.tolist())) == 1:
+            found, late = (
+                self._found(backend, saved),
+                backend.gather(torch.tensor(time.monotonic() > until, device=backend.device)),
+            )
+            if len(set(found)) == 1:
                 return saved
             if self.store.copied:
-                return self._common(backend, steps)
+                return self._common(backend, found)
             if late.any():
                 raise InputError(
                     f"{self.store.root}: workers see different checkpoints; use storage that all nodes share"
                 )
             time.sleep(min(2.0, SETTLES))
 
-    def _common(self, backend: Backend, steps: Tensor) -> Saved:
-        """The newest of which every machine has a sound copy."""
+    def _found(self, backend: Backend, saved: Saved | None) -> list[tuple[int, int]]:
+        """Step and mark of what each worker has."""
+        mine = (-1, 0) if saved is None else (saved.step, saved.mark)
+        return [(int(step), int(mark)) for step, mark in backend.gather(torch.tensor(mine, device=backend.device))]
+
+    def _common(self, backend: Backend, found: list[tuple[int, int]]) -> Saved:
+        """The newest of which every machine has a sound copy, and the same one."""
         while True:
-            least = int(steps.min())
-            if least < 0:  # by what all know, so that all of them raise
+            steps = [step for step, _ in found]
+            if min(steps) < 0:  # by what all know, so that all of them raise
                 raise InputError(
-                    f"{self.store.root}: workers have copies of step {int(steps.max())}, but not all have a sound "
-                    "checkpoint; put a copy of that one where the run is kept, or take another --run-name"
+                    f"{self.store.root}: workers have copies of step {max(steps)}, but not all have a sound "
+                    "checkpoint that is the same; put a copy of that one where the run is kept, or take another "
+                    "--run-name"
                 )
-            saved = self.store.latest(least)
-            mine = -1 if saved is None else saved.step
-            steps = backend.gather(torch.tensor(mine, device=backend.device))
-            if saved is not None and len(set(steps.tolist())) == 1:
+            # Of one step, they differ where it was taken more than once.
+            saved = self.store.latest(min(steps) - (min(steps) == max(steps)))
+            found = self._found(backend, saved)
+            if saved is not None and len(set(found)) == 1:
                 break
         if backend.rank == 0:
             self.store.set_aside(above=saved.step)
-            message = f"no checkpoint after step {saved.step} is sound on every machine"
+            message = f"no checkpoint after step {saved.step} is sound, and the same, on every machine"
             self.emit({"event": "note", "message": message})
         return saved
 
