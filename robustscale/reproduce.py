@@ -309,9 +309,8 @@ def _show_plan(experiment: Experiment, scale: Scale, course: Course) -> None:
         for key, node in course.plan.items():
             if isinstance(node.what, Training) and (node.needs[0] if node.needs else None) == start:
                 run, state = node.training.run, course.states[key]
-                told = f"{run.epochs} epoch{'s' * (run.epochs > 1)} on {run.data.source}" + (
-                    "" if state == "waits" else f", {state}"
-                )
+                epochs = f"{run.epochs} epoch" + "s" * (run.epochs > 1)
+                told = f"{epochs} on {run.data.source}" + ("" if state == "waits" else f", {state}")
                 read = [each for each in course.plan.values() if each.folder == key and each.key != key]
                 readings = f", {len(read)} readings" if read else ""
                 print(f"{indent}{key}  {node.name}: {told}{readings}")
@@ -321,11 +320,11 @@ def _show_plan(experiment: Experiment, scale: Scale, course: Course) -> None:
     trainings = [node for key, node in course.plan.items() if key == node.folder]
     pretrainings = {node.training.start.key for node in trainings if node.training.start is not None}
     waiting = course.keys("waits")
-    epochs = sum(node.training.run.epochs for node in trainings if node.key in waiting)
+    to_do = sum(node.training.run.epochs for node in trainings if node.key in waiting)
     asked = len(experiment.figures) * scale.seeds
     print(
         f"{len(trainings)} trainings ({len(pretrainings)} of them start others) and "
-        f"{len(course.plan) - len(trainings)} readings for {asked} figures; {len(waiting)} nodes, {epochs:,} epochs "
+        f"{len(course.plan) - len(trainings)} readings for {asked} figures; {len(waiting)} nodes, {to_do:,} epochs "
         "of training to do"
     )
 
