@@ -85,8 +85,7 @@ class Launch:
                 break
         told = {"event": "workers", "workers": workers, "of": self.run.cluster.workers, "attempt": self.number}
         self.show({**told, "reason": reason})
-        options = {**self.options, "restarts": self.number - 1}
-        config = job(self.task, self.run, self.folder, options, self.gpu) | {"writer": self._claim()}
+        config = job(self.task, self.run, self.folder, self._options(), self.gpu) | {"writer": self._claim()}
         self.folder.push()
         attempt = Attempt(config, self.run.cluster, workers, self.show)
         watch = Watch(self.run.cluster, workers, grown=growing(self.run), gpu=self.gpu)
@@ -94,6 +93,10 @@ class Launch:
             error = attempt.run(watch, self._check)
         self.failures = 1 if attempt.saved else self.failures + 1
         return error
+
+    def _options(self) -> dict[str, Any]:
+        """With what all ranks must agree on: another machine may see the folder as it was."""
+        return {**self.options, "restarts": self.number - 1, "rollbacks": len(self.folder.rollbacks())}
 
     def _prepare(self) -> str | None:
         if not in_cluster():

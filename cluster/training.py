@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from data_loaders.beton import Beton
 from data_loaders.leaks import Leaks as Found
-from data_loaders.leaks import refuse_leaks
+from data_loaders.leaks import read_leaks, refuse_leaks
 from data_loaders.splits import Splits
 from data_loaders.write import OnProgress, ensure
 from robustscale.engine.folder import RunFolder
@@ -17,7 +17,7 @@ from robustscale.errors import InputError
 from robustscale.models.network import build
 from robustscale.reports.progress import Display
 from robustscale.run import Run, difference, identity, require_fit
-from robustscale.untrusted import expanded, is_there, read_json
+from robustscale.untrusted import expanded, is_there
 
 Leaks = Literal["refuse", "ignore"]
 LEFT_OUT = "left_out.json"
@@ -120,7 +120,7 @@ def _keeping_leaks(run: Run, folder: RunFolder, begun: bool) -> Run:
         if not is_there(given):
             return run  # which is refused
         if given != copy:
-            folder.write(LEFT_OUT, read_json(given, "give the leaks.json that was written of this source"))
+            folder.write(LEFT_OUT, read_leaks(given))
     return replace(run, data=replace(run.data, leaks=str(copy)))
 
 

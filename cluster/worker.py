@@ -58,11 +58,12 @@ def pretrain(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options:
     splits.require_same(folder.read("data.json"), "train", "test", "unlabelled")
     with contextlib.closing(Gauges(run, options.get("restarts", 0))) as gauges:
         # Not in a process alone, of which Ray knows nothing.
-        trainer = _train(run, folder, splits, backend, emit, [Report(), gauges] if Beats.here else [])
+        more = [Report(), gauges] if Beats.here else []
+        trainer = _train(run, folder, splits, backend, emit, more, options.get("rollbacks", 0))
     which = run.evaluation.report if len(splits.held_out) else "last"
     emit({"event": "note", "message": f"reading the test set once, with the {which} weights"})
     facts: dict[str, Any] = {"engine": trainer.train_step.updater.engine, "skipped_steps": trainer.skipped}
-    facts["rollbacks"] = len(folder.rollbacks())
+    facts["rollbacks"] = options.get("rollbacks", 0)
     facts["peak_memory"] = int(slowest(backend, peak_memory(backend.device)))
     test = splits.loader(run, "test", backend)
     read_test_set(run, folder, which, test, backend, emit, trainer.timer.seconds, facts)
@@ -107,7 +108,13 @@ def calibrate(run: Run, folder: RunFolder, backend: Backend, emit: Emit, options
 
 
 def _train(
-    run: Run, folder: RunFolder, splits: Splits, backend: Backend, emit: Emit, more: Sequence[Callback]
+    run: Run,
+    folder: RunFolder,
+    splits: Splits,
+    backend: Backend,
+    emit: Emit,
+    more: Sequence[Callback],
+    rollbacks: int = 0,
 ) -> Trainer:
     """The trainer when it is done, with `more` callbacks that may add to each epoch's record before it is logged."""
     _determined(run)
@@ -123,7 +130,7 @@ def _train(
         callbacks = [*beats, *Averager.of(run), monitor, *more, log, *Snapshots.of(run, folder), *starting]
         callbacks += [*Resolution.of(run), checkpointing]
         trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
-        trainer.lr_scale = run.divergence.rollback_lr ** len(folder.rollbacks())
+        trainer.lr_scale = run.divergence.rollback_lr**rollbacks
         rehearse(trainer.train_step, splits.spec(run), len(splits.held_out))
         trainer.fit()
     return trainer

@@ -207,21 +207,31 @@ def _pixels_digest(image: NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()
 
 
-def known_leaks(path: str, source: Beton) -> NDArray[np.int64]:
-    """The rows of `source` that a leaks.json names. Raises `InputError` where it is none, or of another file."""
-    remedy = "give the leaks.json that was written of this source"
-    try:
-        facts = read_json(expanded(path), remedy)
-    except FileNotFoundError:
-        raise InputError(f"data.leaks: {path} is not there; {remedy}") from None
+_REMEDY = "give the leaks.json that was written of this source"
+
+
+def read_leaks(path: Path) -> dict[str, Any]:
+    """Fingerprint and rows that a leaks.json names, and nothing else of what may stand there. Raises `InputError` where
+    it is none, and `FileNotFoundError`."""
+    facts = read_json(path, _REMEDY)
     try:
         fingerprint, rows = facts["source"]["fingerprint"], [leak["row"] for leak in facts["leaks"]]
     except (KeyError, TypeError):
-        raise InputError(f"data.leaks: {path} is no list of leaks; {remedy}") from None
-    if fingerprint != source.fingerprint:
-        raise InputError(f"data.leaks: {path} is of another file than {source.path} (other fingerprint); {remedy}")
+        raise InputError(f"data.leaks: {path} is no list of leaks; {_REMEDY}") from None
+    return {"source": {"fingerprint": fingerprint}, "leaks": [{"row": row} for row in rows]}
+
+
+def known_leaks(path: str, source: Beton) -> NDArray[np.int64]:
+    """The rows of `source` that a leaks.json names. Raises `InputError` where it is none, or of another file."""
+    try:
+        facts = read_leaks(expanded(path))
+    except FileNotFoundError:
+        raise InputError(f"data.leaks: {path} is not there; {_REMEDY}") from None
+    rows = [leak["row"] for leak in facts["leaks"]]
+    if facts["source"]["fingerprint"] != source.fingerprint:
+        raise InputError(f"data.leaks: {path} is of another file than {source.path} (other fingerprint); {_REMEDY}")
     if not all(type(row) is int and 0 <= row < len(source) for row in rows):
-        raise InputError(f"data.leaks: {path} names rows outside 0..{len(source) - 1}; {remedy}")
+        raise InputError(f"data.leaks: {path} names rows outside 0..{len(source) - 1}; {_REMEDY}")
     return np.unique(np.array(rows, np.int64))
 
 

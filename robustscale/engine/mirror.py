@@ -32,6 +32,8 @@ from robustscale.untrusted import expanded
 
 Which = Literal["none", "all"]
 """Checkpoints to pull."""
+PULLING = ".pulling"
+"""A lock, which is there from the first pull on."""
 LOCAL = ("ray", "stacks")
 WRITER = "writer.json"
 """The attempt that may write checkpoints; see cluster.beats."""
@@ -49,10 +51,14 @@ class Mirror:
 
     def __init__(self, url: str, copy: str = "") -> None:
         """`copy`: names a working copy beside this machine's usual one."""
+        name = name_in(url)
+        if name in ("", ".", ".."):
+            raise InputError(f"{url}: has no name of its own at its end; give the run's folder")
         self.url, self.remote = url, Remote(url)
         digest = hashlib.sha256(f"{copy}{url}".encode()).hexdigest()[:16]
-        self.local = working_copies() / digest / name_in(url)
+        self.local = working_copies() / digest / name
         self._lock = threading.RLock()
+        self._pulled = False
         self._same: dict[str, Found] = {}
         """Files as they lay here when they were last equal to the URL's."""
         self._sealed: dict[str, bytes] = {}
@@ -62,12 +68,14 @@ class Mirror:
     def pull(self, checkpoints: Which = "none") -> None:
         """Make the working copy equal to what lies under the URL. Where another process works in it, only what is
         missing is added."""
-        with self._lock, self._flock(".pulling"):
+        with self._lock, self._flock(PULLING):
             self._pull(checkpoints)
 
     def push(self) -> None:
-        """Files that were written here since they were last equal, and the removal of those that were removed here."""
+        """Files that were written here since they were last equal, and the removal of those that were removed here.
+        Raises InputError where all of them were."""
         with self._lock:
+            self._require_whole()
             here = {name: stamp for name, path in self._files() if (stamp := _stamp(path)) is not None}
             for name in sorted(here, key=lambda name: (name in _LAST, name)):
                 if self._same.get(name) != here[name]:
@@ -104,7 +112,7 @@ class Mirror:
         """For a rank: pulls first, and keeps others on this machine from overwriting what it works on. `pushes`: files
         are pushed while it works, and at its end."""
         with contextlib.ExitStack() as stack:
-            with self._lock, self._flock(".pulling"):
+            with self._lock, self._flock(PULLING):
                 self._pull(checkpoints)
                 stack.enter_context(self._flock(".working", fcntl.LOCK_SH))
                 self._writer = _content(self.local / WRITER)
@@ -123,8 +131,17 @@ class Mirror:
 
     def _push_on(self, ended: threading.Event) -> None:
         while not ended.wait(EVERY):
-            with contextlib.suppress(Unreachable):  # told where a checkpoint, or the end, can't be pushed
+            with contextlib.suppress(Unreachable, InputError):  # told where a checkpoint, or the end, can't be pushed
                 self.push()
+
+    def _require_whole(self) -> None:
+        """Raises InputError where the working copy was removed under our feet, as by one who clears caches: what is
+        missing here must not be taken for removed by the run."""
+        if self._pulled and not (self.local / PULLING).exists():
+            raise InputError(
+                f"{self.local}: this working copy of {self.url} was removed while it was in use; what lies there is as "
+                "it was; the same command goes on from it"
+            )
 
     def _push_file(self, name: str, stamp: Found) -> None:
         path = self.local / name
@@ -144,6 +161,7 @@ class Mirror:
                 self._same[name] = there
 
     def _pull(self, checkpoints: Which) -> None:
+        self._pulled = True
         alone = self._alone()
         found = {name: at for name, at in self.remote.list().items() if _mirrored(name)}
         files = {name: at for name, at in found.items() if not _in_checkpoints(name)}

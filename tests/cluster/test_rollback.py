@@ -30,7 +30,7 @@ Pretrain = Callable[[str], list[str]]
 
 class Alone(Launch):
     def _attempt(self, reason: str) -> str | None:
-        alone(job(self.task, self.run, self.folder, self.options, gpu=False), self.show)
+        alone(job(self.task, self.run, self.folder, self._options(), gpu=False), self.show)
         return None
 
 

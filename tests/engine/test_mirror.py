@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,31 @@ def test_what_is_removed_here_is_removed_there_and_nothing_else(url: str, tmp_pa
     (one.local / "stale.png").unlink()
     one.push()
     assert sorted(Mirror(url).remote.list()) == ["kept.json", "of the other.json"]
+
+
+def test_working_copy_that_is_removed_takes_nothing_with_it(url: str) -> None:
+    """As by one who clears ~/.cache during a run of days."""
+    mirror = Mirror(url)
+    (mirror.local / "weights").mkdir(parents=True)
+    (mirror.local / "run.json").write_text("{}")
+    save(mirror, 1)
+    mirror.pull("all")
+    there = mirror.remote.list()
+    shutil.rmtree(mirror.local)
+    with pytest.raises(InputError, match=r"this working copy of .* was removed while it was in use"):
+        mirror.push()
+    with pytest.raises(InputError, match="was removed"):
+        save(mirror, 2)
+    assert mirror.remote.list() == there
+    again = Mirror(url)
+    again.pull("all")
+    assert steps(again) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs/x/..", "file:///runs/..", "s3://"])
+def test_url_without_a_name_of_its_own(url: str) -> None:
+    with pytest.raises(InputError, match="has no name of its own"):
+        RunFolder(url)
 
 
 def test_what_was_not_pushed_is_not_the_run(url: str) -> None:
