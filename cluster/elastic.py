@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,9 +28,10 @@ def wait_for_workers(
     InputError if it has not. `tick` is called while waiting, and may raise."""
     sizes = run.cluster.sizes(run.shards // run.accumulation)
     begun, said = time.monotonic(), False
-    with asking(run.cluster, gpu):
+    with asking(run.cluster, gpu) as ask:
         while True:
             tick()
+            ask()
             size = largest(run, places(needs(run.cluster, gpu)))
             waited = time.monotonic() - begun
             if size == sizes[0] or (size is not None and waited > SETTLE):
@@ -55,14 +57,28 @@ def _lack(cluster: Cluster, sizes: tuple[int, ...], gpu: bool) -> str:
     return f"{sizes[0]} workers{least} need {' and '.join(parts)}"
 
 
+ASK_EVERY = 5.0
+"""Seconds between two requests: a cluster has one for all its drivers, and what another asks for, or withdraws, takes
+its place."""
+
+
 @contextlib.contextmanager
-def asking(cluster: Cluster, gpu: bool) -> Iterator[None]:
-    """Within, an autoscaler is asked for room for all workers; a cluster without one does not care. Withdrawn on
-    leaving: asked for, nodes are kept, and paid for."""
+def asking(cluster: Cluster, gpu: bool) -> Iterator[Callable[[], None]]:
+    """Within, an autoscaler is asked for room for all workers, now and as often as the result is called; a cluster
+    without one does not care. Withdrawn on leaving: asked for, nodes are kept, and paid for. A driver that is killed
+    leaves its request standing, until the next one is made."""
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=[needs(cluster, gpu)] * cluster.workers)
+    asked = -math.inf
+
+    def ask() -> None:
+        nonlocal asked
+        if time.monotonic() - asked >= ASK_EVERY:
+            request_resources(bundles=[needs(cluster, gpu)] * cluster.workers)
+            asked = time.monotonic()
+
+    ask()
     try:
-        yield
+        yield ask
     finally:
         request_resources(bundles=[])

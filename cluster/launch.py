@@ -89,8 +89,14 @@ class Launch:
         self.folder.push()
         attempt = Attempt(config, self.run.cluster, workers, self.show)
         watch = Watch(self.run.cluster, workers, grown=growing(self.run), gpu=self.gpu)
-        with asking(self.run.cluster, self.gpu) if workers < self.run.cluster.workers else contextlib.nullcontext():
-            error = attempt.run(watch, self._check)
+        short = workers < self.run.cluster.workers
+        with asking(self.run.cluster, self.gpu) if short else contextlib.nullcontext(lambda: None) as ask:
+
+            def check(can_leave: bool) -> str | None:
+                ask()
+                return self._check(can_leave)
+
+            error = attempt.run(watch, check)
         self.failures = 1 if attempt.saved else self.failures + 1
         return error
 
@@ -101,8 +107,8 @@ class Launch:
     def _prepare(self) -> str | None:
         if not in_cluster():
             return None
-        with asking(self.run.cluster, self.gpu):  # an autoscaler would take these nodes for idle
-            return prepare_nodes(self.run.data, lambda: self._check(False))
+        with asking(self.run.cluster, self.gpu) as ask:  # an autoscaler would take these nodes for idle
+            return prepare_nodes(self.run.data, lambda: (ask(), self._check(False)))
 
     def _check(self, can_leave: bool) -> str | None:
         return self.orders.check(can_leave)

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any, NoReturn, Self
 
 GRACE = 20.0
-"""Seconds that the workers have for a checkpoint after SIGTERM. Kubernetes and Slurm grant 30 by default."""
+"""Seconds that the workers have for a checkpoint after SIGTERM. Kubernetes and Slurm grant 30 by default, and
+`ray job stop` 3, or RAY_JOB_STOP_WAIT_TIME_S of the head."""
 
 
 class Orders:

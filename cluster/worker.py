@@ -36,7 +36,7 @@ from robustscale.engine.folder import RunFolder
 from robustscale.engine.memory import peak_memory
 from robustscale.engine.mirror import Which
 from robustscale.engine.plan import Assumed
-from robustscale.engine.rehearsal import rehearse
+from robustscale.engine.rehearsal import first_steps, rehearse
 from robustscale.engine.start import source_of
 from robustscale.engine.trainer import Trainer
 from robustscale.errors import InputError
@@ -132,7 +132,8 @@ def _train(
         trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
         trainer.lr_scale = run.divergence.rollback_lr**rollbacks
         rehearse(trainer.train_step, splits.spec(run), len(splits.held_out))
-        trainer.fit()
+        with first_steps(run, backend.world, lambda: trainer.step - (checkpointing.resumed or 0)):
+            trainer.fit()
     return trainer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,21 +26,48 @@ def rehearse(step: TrainStep, spec: DataSpec, num_held_out: int) -> None:
     not fit. On the bare network: no collective, and nothing is changed. Raises InputError.
     """
     run = step.run
-    world = min(step.backend.world, run.cluster.sizes(run.shards // run.accumulation)[-1])
-    per_shard = -(-run.batch_size // run.shards)
-    shards = 1 if run.reduction == "deterministic" else run.shards // (world * run.accumulation)
-    n = per_shard * shards
-    more, what = "", f"batch_size: {n} images of training at once"
-    if run.reduction == "fast":
-        more = f"raise accumulation above {run.accumulation}, "
-        if world < step.backend.world:
-            what, more = f"{what}, on {world} workers,", f"{more}raise cluster.min_workers, "
-    with _explained(what, f"{more}take precision bf16, or lower it", spec):
+    world = _fewest(run, step.backend.world)
+    n, what, remedy = _part(run, step.backend.world)
+    with _explained(what, remedy, spec):
         _train(step, spec, n)
     n = min(run.evaluation.batch_size, -(-num_held_out // world))
     if n > 0:
         with _explained(f"evaluation.batch_size: {n} images of a look at the held-out part at once", "lower it", spec):
             _look(run, step, spec, n)
+
+
+@contextmanager
+def first_steps(run: Run, world: int, taken: Callable[[], int]) -> Iterator[None]:
+    """Around training, of which `taken` says how many steps it has taken here: what does not fit beside optimizer
+    state, averages and buckets, which are not rehearsed, would not in another attempt either. Raises InputError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if taken() > 1:
+            raise
+        _, what, remedy = _part(run, world)
+        more = ", or take cluster.engine zero2" if world > 1 else ""
+        line = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{what} do not fit into memory beside the optimizer's state; {remedy}{more} ({line})"
+        ) from error
+
+
+def _fewest(run: Run, world: int) -> int:
+    return min(world, run.cluster.sizes(run.shards // run.accumulation)[-1])
+
+
+def _part(run: Run, world: int) -> tuple[int, str, str]:
+    """Images that a worker has in memory at once on the fewest workers, in words, and how to have fewer."""
+    fewest = _fewest(run, world)
+    per_shard = -(-run.batch_size // run.shards)
+    n = per_shard * (1 if run.reduction == "deterministic" else run.shards // (fewest * run.accumulation))
+    more, what = "", f"batch_size: {n} images of training at once"
+    if run.reduction == "fast":
+        more = f"raise accumulation above {run.accumulation}, "
+        if fewest < world:
+            what, more = f"{what}, on {fewest} workers,", f"{more}raise cluster.min_workers, "
+    return n, what, f"{more}take precision bf16, or lower it"
 
 
 def _train(step: TrainStep, spec: DataSpec, n: int) -> None:

@@ -324,14 +324,19 @@ def test_what_the_weights_have_seen_is_told_of_the_whole_chain(tmp_path: Path) -
 def test_a_run_keeps_the_list_of_what_it_leaves_out(tmp_path: Path) -> None:
     """The tuning after next would write another in its place."""
     folder, given = RunFolder(tmp_path / "run"), tmp_path / "leaks.json"
-    given.write_text('{"leaks": [1]}')
+    one, none = ({"source": {"fingerprint": "f"}, "leaks": rows} for rows in ([{"row": 1}], []))
+    given.write_text(json.dumps(one | {"likeness": 0.9}))
     run = override(Run(), {"data": {"leaks": str(given)}})
     kept = _keeping_leaks(run, folder, begun=False)
     assert kept.data.leaks == str(folder.path / "left_out.json") and identity(kept) == identity(run)
-    given.write_text('{"leaks": []}')
+    given.write_text(json.dumps(none))
     assert _keeping_leaks(run, folder, begun=True) == _keeping_leaks(kept, folder, begun=False) == kept
-    assert folder.read("left_out.json") == {"leaks": [1]}
-    assert _keeping_leaks(run, folder, begun=False) == kept and folder.read("left_out.json") == {"leaks": []}
+    assert folder.read("left_out.json") == one
+    assert _keeping_leaks(run, folder, begun=False) == kept and folder.read("left_out.json") == none
+    given.write_text('{"token": "secret"}')
+    with pytest.raises(InputError, match="is no list of leaks"):
+        _keeping_leaks(run, folder, begun=False)
+    assert folder.read("left_out.json") == none, "another file is not copied"
     given.unlink()
     assert _keeping_leaks(run, folder, begun=False) == run, "which is refused"
     assert _keeping_leaks(Run(), folder, begun=True) == Run()

@@ -79,6 +79,8 @@ def start_problems(config: Config) -> Iterator[str]:
             yield f"{kind}: Ray takes 30 % of the memory, in /dev/shm"
         if "ulimit -n" not in line:
             yield f"{kind}: Ray needs many open files"
+        if kind == "head" and "RAY_JOB_STOP_WAIT_TIME_S=30" not in line:
+            yield "`ray job stop` kills a run 3 s after it asked it to save"
     if kinds != ["head", "worker"]:
         yield f"Ray is started on {kinds}"
 

@@ -38,6 +38,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
         "RAY_metrics_report_interval_ms": "1000",  # 10 s by default
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",

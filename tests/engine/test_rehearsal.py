@@ -9,7 +9,7 @@ import torch
 
 from robustscale import parallel
 from robustscale.engine.backend import LocalBackend
-from robustscale.engine.rehearsal import rehearse
+from robustscale.engine.rehearsal import first_steps, rehearse
 from robustscale.engine.step import TrainStep
 from robustscale.errors import InputError
 from robustscale.models.network import build
@@ -108,3 +108,18 @@ def test_images_that_the_network_cannot_take() -> None:
     step = step_of()
     with pytest.raises(InputError, match=r"images of 3 x 8 x 8 fails \(.*\); choose a model"):
         rehearse(step, SPEC._replace(channels=3), 100)
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_what_does_not_fit_beside_the_optimizer_is_bad_input(taken: int) -> None:
+    """As another attempt would end: the state of AdamW is there from the first step on."""
+    with (
+        pytest.raises(InputError, match=r"batch_size: 64 images .* beside the optimizer's state; raise accumulation"),
+        first_steps(small_run(batch_size=64), 1, lambda: taken),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_memory_that_is_lacking_later_is_for_another_attempt() -> None:
+    with pytest.raises(torch.OutOfMemoryError), first_steps(small_run(), 1, lambda: 2):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
