@@ -35,13 +35,14 @@ A trained run labels images that have no labels: what self-training (--objective
 labelled ones. Train a network on the labelled images, let it label the others, train anew on both:
 
   python -m robustscale.pretrain cifar10 --run-name teacher --objective natural
-  python -m robustscale.pseudo_label runs/teacher folder:~/unlabelled more.beton --confidence 0.5
+  python -m robustscale.pseudo_label runs/teacher folder:~/unlabelled more.beton --weights last --confidence 0.5
   python -m robustscale.pretrain cifar10 --run-name student --objective rst --data.unlabelled more.beton
 
 Every image is stored as the run's own are and labelled once, in float32, on the run's workers. Labels in the source
 are not looked at (some kinds need them: put the images of folder:PATH into one sub-folder). Left out, and counted, are
 images below --confidence, and those that are in the run's test set or were held out by it, as far as they are stored
-alike: near duplicates are not found, and another run's test set is not known here. OUT.beton.json says how the labels
+alike: near duplicates are not found, and another run's test set is not known here. A natural training's best weights,
+by robust accuracy, are of an early epoch, whose labels are poor: take its last. OUT.beton.json says how the labels
 came about. OUT lies where all workers can read; while the command runs, as much again is needed beside it.
 
   --skip-bad     leave out images that can't be read, and name them
@@ -63,7 +64,8 @@ class Options:
     confidence: float = 0.0
     """Least softmax probability of its label with which an image is kept; by default all are."""
     weights: Weights | None = None
-    """best, by the held-out robust accuracy, or last; by default those that the run reports."""
+    """best, by the held-out robust accuracy, or last; by default those that the run reports. Of a natural training last
+    label better."""
     workers: int | None = None
     """Workers; by default as many as trained the run."""
 
