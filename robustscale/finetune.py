@@ -32,11 +32,12 @@ RUN's unless options say otherwise:
   the last layer       where the classes have the same names in the same order; else it is drawn anew
                        (--transfer.head new or keep)
 
-A tuning usually has a lower rate and fewer epochs than its recipe. Two that were published, 5 epochs at 0.001 after
-downsampled ImageNet and 100 after CINIC-10 (MIT thesis, 2019), and a quick one on digits:
+A tuning usually has a lower rate and fewer epochs than its recipe, and a rate that stays. 5 epochs at 0.001 after
+downsampled ImageNet; the best of the MIT thesis (2019), 100 after CINIC-10 by TRADES 5; and a quick one on digits:
 
-  python -m robustscale.finetune imagenet32 cifar10_pgd_at --epochs 5 --optimizer.lr 0.001
-  python -m robustscale.finetune cinic10_trades cifar10_trades --epochs 100 --optimizer.lr 0.001
+  python -m robustscale.finetune imagenet32 cifar10_pgd_at --epochs 5 --optimizer.lr 0.001 --schedule constant
+  python -m robustscale.finetune cinic10_trades cifar10_adversarial_regularization --objective trades \\
+      --objective.beta 5 --objective.attack.step-size 0.007 --optimizer.lr 0.001 --schedule constant
   python -m robustscale.finetune digits --objective trades --epochs 5 --optimizer.lr 0.001
 
 Where the images are few, less can be trained. A stage is the stem, a block or the head; stages counts from the stem:

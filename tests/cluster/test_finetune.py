@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -25,12 +26,13 @@ from data_loaders.beton import Beton
 from data_loaders.sources.base import Source
 from data_loaders.splits import Splits
 from data_loaders.write import ensure, write
-from robustscale import finetune, forgetting, recipes
-from robustscale.config import override
+from robustscale import experiments, finetune, forgetting, recipes
+from robustscale.config import decode, override
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.start import bring, tuned
 from robustscale.errors import InputError
+from robustscale.experiments.base import SCALES
 from robustscale.models import model_file
 from robustscale.models.basic import Basic
 from robustscale.models.network import build
@@ -250,6 +252,15 @@ def test_the_configuration_is_the_recipes_but_for_what_the_weights_expect(
     config = yaml.safe_load(enter(finetune, saved.path, "digits", *asked, "--print-config"))
     assert config["data"]["mean"] == config["data"]["std"] == "dataset" and config["model"]["name"] == "resnet_cifar"
     assert config["transfer"]["weights"] == str(saved.weights_path("last"))
+
+
+def test_the_tuning_of_the_thesis_is_as_the_help_has_it(saved: RunFolder, enter: Enter) -> None:
+    (command,) = re.findall(r"finetune cinic10_trades (.*)", finetune.DESCRIPTION.replace("\\\n", ""))
+    told = decode(Run, yaml.safe_load(enter(finetune, "saved", *command.split(), "--print-config")))
+    experiment = experiments.get("thesis_5_4", SCALES["full"])
+    run = next(each for each in experiment.figures if each.row == "TRADES 3, then TRADES 5").reading.training.run
+    same = {name: getattr(told, name) for name in ("data", "model", "transfer")}  # these are of what is tuned
+    assert identity(dataclasses.replace(run, **same)) == identity(told)
 
 
 def test_a_recipes_normalisation_is_not_that_of_the_weights(saved: RunFolder, tmp_path: Path, enter: Enter) -> None:
