@@ -7,16 +7,17 @@ import inspect
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustscale import cli, experiments
 from robustscale.cli import door
-from robustscale.config import override
+from robustscale.config import encode, override
 from robustscale.engine.folder import RunFolder
 from robustscale.errors import WorkersFailed
-from robustscale.experiments.base import SCALES, Experiment, Figure, Network, Scale
+from robustscale.experiments.base import SCALES, Experiment, Figure, Network, Scale, Training
 from robustscale.fields import require
 from robustscale.run import Run
 
@@ -45,7 +46,8 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
                     node sees
   PATH=VALUE        any field of every run, as `python -m robustscale.pretrain --help` lists them: data.loader=resident,
                     precision=bf16, batch_size=64, data.root=/data; the report tells them. What the experiment varies,
-                    and what the options below set, is refused
+                    what its pretrainings and tunings differ in, and what the options below set, is refused;
+                    data.leaks and data.without are of what is pretrained on alone, transfer.* of what is tuned
 
 Scales:
 {scales}
@@ -171,21 +173,32 @@ _OF_THE_SCALE = {
 }
 _OF_PRETRAINING = ("data.leaks", "data.without")
 """Name images or classes of the set that is pretrained on, where there is one."""
+_OF_TUNING = "transfer."
+"""Of trainings that start from another: of a pretraining, stages would be frozen as they were drawn."""
+_COMPARED = ("objective", "optimizer", "schedule", "model", "averaging", "label_smoothing", "mix", "clip")
+"""Parts of a run that an experiment is about: where its trainings differ in one, they are meant to."""
 
 
 def _with_fields(asked: Experiment, workers: int, entries: list[str]) -> Experiment:
-    """With the fields that were given in every run, of which the report tells. Raises InputError for those that the
-    scale sets, where what is compared would be equal, and where an epoch that is read would not be kept."""
+    """With the fields that were given in every run that they are of, of which the report tells. Raises InputError for
+    those that the scale sets, where what is compared would be equal, where a pretraining and what is tuned from it
+    differ as the experiment means them to, and where an epoch that is read would not be kept."""
     from tune.grid import plan
 
     by_path = {entry.partition("=")[0].replace("-", "_"): entry for entry in entries}
     for path in by_path:
         require(path not in _OF_THE_SCALE, f"{path}: is set by the scale; give {_OF_THE_SCALE.get(path)}")
-    starts = [start.run for figure in asked.figures if (start := figure.reading.training.start) is not None]
+    trainings = _trainings(asked)
+    starts = [training.start.run for training in trainings if training.start is not None]
+    tuned = [training.run for training in trainings if training.start is not None]
+
+    def takes(run: Run, path: str) -> bool:
+        if path.startswith(_OF_TUNING):
+            return run in tuned
+        return path not in _OF_PRETRAINING or not starts or run in starts
 
     def change(run: Run) -> Run:
-        kept = _OF_PRETRAINING if starts and run not in starts else ()
-        return _here(run, workers, [entry for path, entry in by_path.items() if path not in kept])
+        return _here(run, workers, [entry for path, entry in by_path.items() if takes(run, path)])
 
     before = len(plan(asked.changed(lambda run: _here(run, workers, [])), 1))
     changed = asked.changed(change)
@@ -196,14 +209,77 @@ def _with_fields(asked: Experiment, workers: int, entries: list[str]) -> Experim
         f"PATH=VALUE: with {given} in every run, {before} nodes are {after}: it sets what the experiment varies; "
         "leave it out",
     )
+    for path in by_path:
+        _require_alike([training.run for training in trainings], path)
+        require(
+            not path.startswith(_OF_TUNING) or len(tuned) > 0,
+            f"{path}: no training of {asked.report} starts from another; leave it out",
+        )
     for figure in changed.figures:
         require(
             figure.reading.training.run.divergence.rollbacks == 0,
             "divergence.rollbacks: a training of a plan does not go back; one that diverges has failed; leave it out",
         )
         _require_epoch(figure)
-    notes = (f"Every run with {given}.",) if entries else ()
-    return dataclasses.replace(changed, notes=(*changed.notes, *notes))
+    return dataclasses.replace(changed, notes=(*changed.notes, *_told(by_path, bool(starts))))
+
+
+def _trainings(asked: Experiment) -> list[Training]:
+    """Each once, those that others start from included."""
+    found: dict[str, Training] = {}
+    for figure in asked.figures:
+        training: Training | None = figure.reading.training
+        while training is not None:
+            found[training.key] = training
+            training = training.start
+    return list(found.values())
+
+
+def _require_alike(runs: Sequence[Run], path: str) -> None:
+    """Raise InputError where the path is of what an experiment is about, and the runs differ in it: set in all of them,
+    a pretraining would have its tuning's rate."""
+    if path.partition(".")[0] not in _COMPARED:
+        return
+    found = [(run.name, value) for run in runs if (value := _at(encode(run), path)) is not _NOTHING]
+    for name, value in found:
+        first, usual = found[0]
+        require(
+            value == usual,
+            f"{path}: is {_shown(usual)} in {first} and {_shown(value)} in {name}, as the experiment means them to "
+            "differ; leave it out",
+        )
+
+
+_NOTHING = object()
+
+
+def _at(encoded: Any, path: str) -> Any:
+    """What stands there; a part that is exchanged by its name as a whole."""
+    for name in path.removesuffix(".name").split("."):
+        if not isinstance(encoded, dict) or name not in encoded:
+            return _NOTHING
+        encoded = encoded[name]
+    return encoded
+
+
+def _shown(value: Any) -> str:
+    """A part with its fields: two may have one name."""
+    if not isinstance(value, dict):
+        return repr(value)
+    fields = ", ".join(f"{name} {_shown(part)}" for name, part in value.items() if name != "name")
+    return f"{value.get('name', '')} ({fields})".strip()
+
+
+def _told(by_path: Mapping[str, str], started: bool) -> list[str]:
+    """Which fields were given, in sentences."""
+    parts: dict[str, list[str]] = {}
+    for path, entry in by_path.items():
+        of_pretraining = path in _OF_PRETRAINING and started
+        what = (
+            "What is tuned" if path.startswith(_OF_TUNING) else "What is pretrained" if of_pretraining else "Every run"
+        )
+        parts.setdefault(what, []).append(entry)
+    return [f"{what} with {', '.join(given)}." for what, given in parts.items()]
 
 
 def _not_compared(experiment: Experiment) -> Experiment:
@@ -300,7 +376,6 @@ def _facts(course: Course) -> dict[str, Any]:
 
 def _show_plan(experiment: Experiment, scale: Scale, course: Course) -> None:
     """The trainings as a tree, each below what it starts from, and how many there are."""
-    from robustscale.experiments.base import Training
     from robustscale.reports.experiment import scale_words
 
     print(f"{experiment.title} ({experiment.report})\n{scale_words(scale)}")

@@ -92,6 +92,24 @@ def test_leaks_are_left_out_of_what_is_pretrained_on_alone() -> None:
     assert all(run.precision == "bf16" for run in found.values())
 
 
+def test_what_is_frozen_is_frozen_in_what_is_tuned_alone() -> None:
+    asked = experiments.get("course_pretrain", SCALES["smoke"])
+    changed = reproduce._with_fields(asked, 1, ["transfer.frozen=3", "precision=bf16", "data.leaks=/leaks.json"])
+    found = {node.training.run.name: node.training.run for node in plan(changed, 1).values()}
+    assert [name for name, run in found.items() if run.transfer.frozen == 3] == ["course-tuned"]
+    assert changed.notes[len(asked.notes) :] == (
+        "What is tuned with transfer.frozen=3.",
+        "Every run with precision=bf16.",
+        "What is pretrained with data.leaks=/leaks.json.",
+    )
+
+
+@pytest.mark.parametrize("entry", ["batch_size=32", "evaluation.attack.steps=3", "optimizer.momentum=0.8", "clip=1.0"])
+def test_what_all_trainings_have_alike_may_be_given(entry: str) -> None:
+    """And what is only about how they are done."""
+    reproduce._with_fields(experiments.get("course_pretrain", SCALES["smoke"]), 1, [entry])
+
+
 def test_the_report_tells_that_leaks_were_ignored() -> None:
     tuned, alone = (experiments.get(name, SCALES["smoke"]) for name in ("course_pretrain", "thesis_4_1"))
     assert "--leaks ignore" in reproduce._not_compared(tuned).notes[-1]
@@ -109,6 +127,22 @@ def test_the_report_tells_that_leaks_were_ignored() -> None:
         ("biparo_fig_2", "evaluation.patience=3", "evaluation.patience: would end trainings whose epochs are read"),
         ("thesis_4_1", "divergence.rollbacks=2", "divergence.rollbacks: a training of a plan does not go back"),
         ("thesis_fig_5_1", "checkpoints.snapshots=2", "checkpoints.snapshots: leaves out epoch 1"),
+        (
+            "course_pretrain",
+            "optimizer.lr=0.1",
+            "optimizer.lr: is 0.001 in course-tuned and 0.1 in course-imagenet32, as the experiment means them to",
+        ),
+        ("thesis_5_1", "schedule=cosine", "schedule: is constant (warmup_epochs 0.0) in cinic10-rob-then-rob and "),
+        (
+            "thesis_5_1",
+            "schedule.name=cosine",
+            "schedule.name: is constant (warmup_epochs 0.0) in cinic10-rob-then-rob",
+        ),
+        (
+            "thesis_4_1",
+            "transfer.frozen=9",
+            "transfer.frozen: no training of MIT thesis, table 4.1 starts from another",
+        ),
     ],
 )
 def test_fields_that_the_figures_go_by_are_refused(name: str, entry: str, words: str) -> None:
