@@ -35,7 +35,7 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
   python -m robustscale.reproduce --list
   python -m robustscale.reproduce NAME --scale smoke
   python -m robustscale.reproduce NAME --scale small --plan-only
-  python -m robustscale.reproduce thesis_4_1 --rows "λ 0; λ 1; λ 5"
+  python -m robustscale.reproduce thesis_4_1 --rows "λ 0; λ 0.1; λ 5"
   python -m robustscale.reproduce NAME --scale medium --seeds 3 --gpus-per-worker 0.25 precision=bf16
   python -m robustscale.reproduce NAME --scale medium --source-data parquet:imagenet32 --target-data cifar10
 
@@ -76,7 +76,7 @@ class Options:
     epochs: float | None = None
     """Factor on the published numbers of epochs."""
     rows: str | None = None
-    """Of the table or figure, those that are wanted, as they stand in it: "λ 0; λ 1; λ 5". What the
+    """Of the table or figure, those that are wanted, as they stand in it: "λ 0; λ 0.1; λ 5". What the
     verdict cannot compare then counts as not told."""
     workers: int = 1
     """Of each training. One runs in a process that is used again, several as a Ray Train group."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import statistics
@@ -347,11 +346,6 @@ def compared(found: Found, pairs: Iterable[tuple[Cell, Cell]], errors: float = 2
     if alone:
         counts += "; errors are of the images alone, since one seed does not tell how far trainings differ"
     return Verdict(False if refuted else True if not against and 2 * told > len(asked) else None, counts)
-
-
-def rising(cells: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
-    """Pairs for `compared`: each cell is larger than the one before it."""
-    return [(after, before) for before, after in itertools.pairwise(cells)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ OAT = {
 }
 
 CLAIMS: dict[str, dict[Cell, float]] = {
-    "thesis_4_1": {("λ 0", "RA"): 0.4, ("λ 5", "RA"): 0.6, ("λ 0", "SA"): 0.6, ("λ 5", "SA"): 0.4},
+    "thesis_4_1": {("λ 5", "RA"): 0.6, ("λ 5", "SA"): 0.4}
+    | {(low, column): value for low in ("λ 0", "λ 0.1") for column, value in (("RA", 0.4), ("SA", 0.6))},
     "thesis_4_2": {
         (f"{words}, λ {lam}", "RA"): value for lam in LAMBDAS for words, value in (("AdvReg", 0.6), ("TRADES", 0.4))
     },

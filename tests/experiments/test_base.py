@@ -22,7 +22,6 @@ from robustscale.experiments.base import (
     curve,
     point,
     result,
-    rising,
     snapshots,
     tiny,
 )
@@ -191,11 +190,6 @@ def test_one_of_many_comparisons_may_go_astray() -> None:
 def test_of_one_seed_the_verdict_says_what_its_errors_are() -> None:
     found = {A: Measured((0.6,), 10_000), B: Measured((0.5,), 10_000)}
     assert compared(found, [(A, B)]).why.endswith("since one seed does not tell how far trainings differ")
-
-
-def test_a_row_that_rises() -> None:
-    assert rising([A, B, C]) == [(B, A), (C, B)]
-    assert compared(over_seeds(0.1, 0.2, 0.3), rising([A, B, C])).holds is True
 
 
 def test_rows_may_be_left_out_and_are_told_of() -> None:

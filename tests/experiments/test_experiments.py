@@ -18,7 +18,7 @@ from robustscale.objectives.pgd_at import PgdAt
 from robustscale.objectives.trades import Trades
 from robustscale.run import require_fit
 from robustscale.types import DataSpec
-from tests.experiments.claims import CLAIMS, PUBLISHED
+from tests.experiments.claims import BEST, CLAIMS, PUBLISHED
 from tune.grid import Plan, plan
 
 NAMES = experiments.names()
@@ -60,6 +60,16 @@ def test_the_docstring_tells_the_cost(name: str) -> None:
 
 
 @each
+def test_the_docstring_tells_how_many_images_snapshots_are_judged_on(name: str) -> None:
+    """CINIC-10's test set and CIFAR-10's, for each."""
+    doc = inspect.getdoc(experiments.function(name)) or ""
+    told = re.findall(r"^Snapshots: ([\d.]+) million images of test sets\.$", doc, re.MULTILINE)
+    runs = [node.training.run for node in nodes(name).values() if getattr(node.what, "kind", None) == "snapshots"]
+    count = sum(1 + run.epochs // (run.checkpoints.snapshots or 1) for run in runs)
+    assert list(map(float, told)) == ([pytest.approx(count * 0.1)] if runs else [])
+
+
+@each
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_plan_is_a_graph_with_the_same_trainings_at_every_scale(name: str, scale: str) -> None:
     found = nodes(name, scale)
@@ -97,8 +107,15 @@ def test_the_verdict_is_about_the_claim(name: str) -> None:
 def test_nothing_in_the_grid_is_above_the_best_pair(name: str) -> None:
     experiment = at(name, "smoke")
     others = {figure.cell for figure in experiment.figures if figure.column == "RA"} - CLAIMS[name].keys()
-    for cell in others:
+    tuned = {cell for cell in others if not cell[0].endswith("not tuned")}
+    for cell in tuned:
         assert experiment.verdict(made_up(experiment, {**CLAIMS[name], cell: 0.7})).holds is False
+    # A head that is drawn anew, as for other classes, says nothing of what is claimed.
+    for value in (0.1, 0.7):
+        told = {**CLAIMS[name], **dict.fromkeys(others - tuned, value)}
+        assert len(others - tuned) > 0 and experiment.verdict(made_up(experiment, told)).holds is True
+        even = {**told, (BEST, "RA"): 0.5}
+        assert experiment.verdict(made_up(experiment, even)).holds is None
 
 
 @pytest.mark.parametrize(
@@ -177,14 +194,16 @@ def test_a_pretraining_that_is_not_tuned_is_read_where_the_tuned_are() -> None:
     assert run.checkpoints.snapshots == run.epochs
 
 
-@pytest.mark.parametrize("epochs, columns", [(0.01, 2), (0.1, 11), (0.2, 21), (0.37, 38), (1, 21)])
+@pytest.mark.parametrize(
+    "epochs, columns", [(0.01, 2), (0.1, 11), (0.2, 21), (0.37, 38), (0.45, 16), (0.55, 12), (0.99, 34), (1, 21)]
+)
 def test_figures_have_a_column_for_each_snapshot(epochs: float, columns: int) -> None:
     experiment = experiments.get("thesis_fig_5_4", Scale(epochs=epochs))
     shown = list(dict.fromkeys(figure.column for figure in experiment.figures))
     run = experiment.figures[0].reading.training.run
     assert run.checkpoints.snapshots is not None
     assert shown == [str(epoch) for epoch in range(0, run.epochs + 1, run.checkpoints.snapshots)]
-    assert len(shown) == columns
+    assert len(shown) == columns and shown[-1] == str(run.epochs), "which is what the verdict goes by"
 
 
 def test_fewer_images_to_pretrain_on() -> None:
