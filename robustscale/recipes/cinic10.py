@@ -3,8 +3,13 @@
 The source is the unpacked archive, a folder with train, valid and test of 90,000 images each; training reads train
 alone. The MIT thesis pretrains on 180,000, train and valid: `cp -rs /data/CINIC-10/valid/. /data/CINIC-10/train/` puts
 both there, by links. The test split holds CIFAR-10's test images, so that figures on it say nothing of what is then
-tuned on CIFAR-10, and it must not be trained on. Settings are the thesis'; costs are estimates, as in `cifar10.py`, for
-180,000 images.
+tuned on CIFAR-10, and it must not be trained on. Settings are the thesis', but for the weight decay, which is not known
+of it: 2e-4 is of TRADES' authors. Costs are estimates, as in `cifar10.py`, for 180,000 images.
+
+Train and valid hold 40,000 of CIFAR-10's training images. Some look like its test images: of all 50,000, 599 do
+(`benchmarks/leaks.md`). So `finetune` is expected to refuse to tune these networks on CIFAR-10 (inferred: CINIC-10 was
+not at hand). It writes leaks.json into the tuned run's folder; pretrain without them, by --data.leaks that file, under
+another --run-name, and tune from that. `reproduce` refuses before it pretrains: data.leaks= the file that it names.
 """
 
 from __future__ import annotations
