@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from math import ceil, isfinite
 from typing import Any, NamedTuple
 
@@ -126,4 +127,10 @@ def notes(run: Run, plan: Mapping[str, Any], *, real: bool) -> list[str]:
         told.append("Early stopping may end it sooner.")
     if run.averaging.reestimate:
         told.append("BatchNorm's statistics that the average estimates anew are not in it.")
+    changes = sum(a != b for a, b in pairwise(run.data.progressive))
+    if changes:
+        told.append(
+            f"BatchNorm's statistics that are estimated anew at each change of image size ({changes}) are not in it: "
+            "an epoch's loading and forward passes each, and as much for an average."
+        )
     return told

@@ -41,6 +41,10 @@ class Line(NamedTuple):
     text: Callable[[float], str]
 
 
+_COUNTED = ("flops", "step_flops")
+"""Of the configuration; a run does not measure them."""
+
+
 def _lines(plan: Plan) -> list[Line]:
     gpu = plan["device"] == "cuda"
     memory = "peak memory of a GPU (torch's)" if gpu else "peak memory of a worker (RSS)"
@@ -74,6 +78,9 @@ def plan_rows(plan: Plan) -> list[Row]:
             planned += f" ({seconds(plan['step_seconds_low'])} to {seconds(plan['step_seconds_high'])})"
         if actual is None:
             rows.append((name, planned))
+            continue
+        if key in _COUNTED:
+            rows.append((name, planned, "a count", ""))
             continue
         found = actual.get(key)
         ratio = "" if found is None or not plan[key] or key == "wait" else f"{found / plan[key]:.2f}"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from robustscale.cli import take_plan
+from robustscale.config import override
 from robustscale.engine.folder import RunFolder
 from robustscale.engine.plan import Asked, notes, priced, whole
 from robustscale.errors import InputError
@@ -75,6 +76,15 @@ def test_what_is_not_covered_is_said() -> None:
     assert len(plan_of()["notes"]) == 1
 
 
+@pytest.mark.parametrize("sizes, changes", [((8, 16), 1), ((8, 8, 12, 16), 2), ((16, 16), 0)])
+def test_a_change_of_image_size_is_said_to_cost_more(sizes: tuple[int, ...], changes: int) -> None:
+    grows = override(RUN, {"data": {"progressive": sizes, "image_size": sizes[-1]}})
+    told = [note for note in plan_of(grows)["notes"] if "image size" in note]
+    assert [f"at each change of image size ({changes}) are not in it" in note for note in told] == [True] * (
+        changes > 0
+    )
+
+
 def test_table() -> None:
     out = io.StringIO()
     plan_table(RUN, priced(plan_of(), 2.5), out)
@@ -133,7 +143,7 @@ def test_actual_figures_stand_beside_it(tmp_path: Path) -> None:
     assert actual["notes"] == ["It stopped after epoch 2 of 10."]
     rows = {row[0]: row[1:] for row in plan_rows(both)}
     assert rows["training and test"] == ("3:00 min", "6:00 min", "2.00")
-    assert rows["the test set"] == ("30 s", "33 s", "1.10") and rows["FLOPs"][1:] == ("", "")
+    assert rows["the test set"] == ("30 s", "33 s", "1.10") and rows["FLOPs"] == ("1e+15", "a count", "")
     card = model_card(RUN, DATA, RESULT, VERSIONS, 360.0, "runs/digits", both)
     table = card.partition("## Plan and what it took")[2]
     assert "| training and test | 3:00 min | 6:00 min | 2.00 |" in table and "stopped after epoch 2" in table
