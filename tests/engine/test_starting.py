@@ -128,6 +128,20 @@ def test_a_normalisation_that_the_weights_do_not_expect_is_told(
     assert [("its mean and std are not those" in record["message"]) for record in shown] == [told]
 
 
+def test_of_weights_that_do_not_say_what_they_expect_it_is_told_what_is_taken(
+    source: RunFolder, tmp_path: Path
+) -> None:
+    torch.save(dict(build_like(source, "best").body.state_dict()), tmp_path / "plain.pth")  # type: ignore[union-attr]
+    run = tuned(small_run(epochs=1, data={"mean": [0.5], "std": [0.25]}), tmp_path / "plain.pth")
+    shown: list[dict[str, Any]] = []
+    network = build(run.model, SPEC._replace(mean=(0.5,), std=(0.25,)), run.seed)
+    starting = Starting(run, RunFolder(tmp_path / "run"), CLASSES, shown.append)
+    Trainer(run, network, MemoryLoader(run, 0, 1), LocalBackend(), [starting]).fit()
+    (told,) = [record["message"] for record in shown]
+    assert told.startswith(f"started from {tmp_path}/plain.pth; its head is drawn anew; it does not say what ")
+    assert told.endswith(" normalisation it expects: taken are mean 0.5 and std 0.25")
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "fast": {},
     # A sixth of a statistic, six times, is not the statistic.

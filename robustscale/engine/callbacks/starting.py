@@ -37,5 +37,8 @@ class Starting(Callback):
             which = "its head is kept" if head else "its head is drawn anew"
             expected = start.normalisation()
             own = Start(dict(trainer.network.state_dict()), None, "").normalisation()
-            other = "" if expected in (None, own) else "; its mean and std are not those of this run"
+            other = "" if expected == own else "; its mean and std are not those of this run"
+            if expected is None and own is not None:
+                mean, std = (" ".join(f"{value:.4g}" for value in values) for values in own)
+                other = f"; it does not say what normalisation it expects: taken are mean {mean} and std {std}"
             self.emit({"event": "note", "message": f"started from {start.where}; {which}{other}"})
