@@ -133,8 +133,19 @@ def _seen(source: Source | None, splits: Splits, folder: RunFolder, display: Dis
 
         remedy = "tune with finetune --leaks ignore"
         test = splits.test_file
-        return refuse_leaks(seen.train_file, test, folder.path, seen.train, remedy=remedy, progress=looking)
+        return refuse_leaks(seen.train_file, test, folder.path, seen.seen, remedy=remedy, progress=looking)
 
+    def here(each: Source) -> Source:
+        def prepare() -> Splits:
+            def preparing(done: int, total: int) -> None:
+                display.update(_progress("preparing data", each.run.data.source, done, total))
+
+            return Splits.of(each.run, *ensure(each.run.data, preparing), training=False)
+
+        return found_again(each, splits, prepare)
+
+    if leaks == "refuse" and source is not None:
+        source = here(source)._replace(before=tuple(map(here, source.before)))
     told = [IGNORED] if leaks == "ignore" else seen_of(source, splits, compare)
     for message in told:
         display.update({"event": "note", "message": message})
@@ -142,13 +153,26 @@ def _seen(source: Source | None, splits: Splits, folder: RunFolder, display: Dis
 
 
 def seen_of(source: Source | None, splits: Splits, compare: Callable[[Splits], Found]) -> list[str]:
-    """What is known of images of the test set that the weights a run starts from were trained on, in sentences.
-    `compare`: what a run was trained on with this test set; raises InputError where they have images in common."""
+    """What is known of images of the test set that the weights a run starts from were trained on or chosen by, in
+    sentences. `compare`: the images of a run with this test set; raises InputError where they have some in common."""
     # The newest last, whose leaks.json stays.
     chain = [] if source is None else [*reversed(source.before), source]
     unknown = not chain or chain[0].run.transfer.weights is not None
     told = ["It is not known what the first of these weights were trained on."] if unknown else []
     return told + [_seen_by(each, splits, compare) for each in chain]
+
+
+def found_again(source: Source, target: Splits, prepare: Callable[[], Splits]) -> Source:
+    """The source, whose prepared file may be gone, or lie elsewhere; as it is prepared anew, where that gives the same
+    images. Unless it is compared with nothing."""
+    if is_there(source.train_path) or source.test_fingerprint == target.test_file.fingerprint:
+        return source
+    try:
+        now = prepare()
+        now.require_same(source.fingerprints(), "train", "test")
+    except InputError:
+        return source  # which is told
+    return source._replace(train_path=now.train_file.path, test_path=now.test_file.path)
 
 
 def _seen_by(source: Source, splits: Splits, compare: Callable[[Splits], Found]) -> str:
@@ -162,7 +186,10 @@ def _seen_by(source: Source, splits: Splits, compare: Callable[[Splits], Found])
     found = compare(seen)
     how = f"pixel for pixel alone ({found.exact_only})" if found.exact_only else "exact copies and near duplicates"
     more = "" if source.run.data.unlabelled is None else "; its pseudo-labelled images were not compared"
-    return f"None of the {found.compared:,} images that {name} was trained on is in the test set, by {how}{more}."
+    return (
+        f"None of the {found.compared:,} images that {name} was trained on or chosen by is in the test set, by "
+        f"{how}{more}."
+    )
 
 
 def _progress(event: str, message: str, done: int, total: int) -> dict[str, Any]:

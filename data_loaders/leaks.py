@@ -118,7 +118,8 @@ def refuse_leaks(
     remedy: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Leaks:
-    """Raise `InputError` where images of `source`, of which `rows` (by default all) are trained on, are in `test`.
+    """Raise `InputError` where images of `source` are in `test`; of its `rows` (by default all), which weights were
+    trained on or chosen by.
 
     leaks.json in `folder` says what was compared and found, leaks.png shows the offenders. Both are written before the
     error is raised, which is one line: how many there are, the first of them, and how to train without them; `remedy`,

@@ -146,6 +146,11 @@ class Splits:
             return make_mixed_loader(run.data.loader, file, rows, self.unlabelled_file, labelled=labelled, **settings)
         return make_loader(run.data.loader, file, rows, shuffle=training, **settings)
 
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """Of the training file: what the weights are trained on, and what they are chosen by."""
+        return np.union1d(self.train, self.held_out)
+
     def rows(self, part: str) -> NDArray[np.int64]:
         """Of its file: train, held_out or test."""
         if part == "test":

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from cluster.training import IGNORED, seen_of
+from cluster.training import IGNORED, found_again, seen_of
 from data_loaders.beton import Beton
 from data_loaders.leaks import Leaks, refuse_leaks
 from data_loaders.splits import Splits
@@ -119,14 +119,7 @@ def _seen(run: Run, chain: list[Training], course: Course, storage: Path, folder
         node = RunFolder(nodes_folder(storage) / training.key)
         with node.reading("data.json") as data:
             recorded = Source.of(node.run(), data)
-        if is_there(recorded.train_path):
-            return recorded
-        try:
-            now = _splits(training.run, show)  # the prepared file is gone, or lies elsewhere; its source may be there
-            now.require_same(data, "train", "test")
-        except InputError:
-            return recorded  # which is told
-        return Source.of(node.run(), now.facts(training.run))
+        return found_again(recorded, target, lambda: _splits(training.run, show))
 
     target = _splits(run, show)
     sources = [source(training) for training in chain]
@@ -138,14 +131,14 @@ def _compare(seen: Splits, target: Splits, folder: Path, show: Show) -> Leaks:
     """Unless they were compared before, and found to have no image in common."""
     names = "-".join(file.fingerprint[:12] for file in (seen.train_file, target.test_file))
     # Of other images another: what is pretrained on is without those that the file of all of them names.
-    found = RunFolder(folder / f"{names}-{hashlib.sha256(seen.train.astype('<i8').tobytes()).hexdigest()[:8]}")
+    found = RunFolder(folder / f"{names}-{hashlib.sha256(seen.seen.astype('<i8').tobytes()).hexdigest()[:8]}")
     if (found.path / "leaks.json").is_file():
         with found.reading("leaks.json") as before:
             if before["leaks"] == []:
                 return Leaks(seen.train_file, target.test_file, before["compared"], (), before["exact_only"])
     progress = _progress(show, f"looking for leaks in {seen.train_file.path}")
     remedy = f"here with data.leaks={found.path}/leaks.json; go on all the same with --leaks ignore"
-    return refuse_leaks(seen.train_file, target.test_file, found.path, seen.train, remedy=remedy, progress=progress)
+    return refuse_leaks(seen.train_file, target.test_file, found.path, seen.seen, remedy=remedy, progress=progress)
 
 
 def _progress(show: Show, message: str) -> Callable[[int, int], None]:

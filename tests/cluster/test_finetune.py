@@ -328,8 +328,32 @@ def test_what_the_weights_have_seen_is_told_of_the_whole_chain(tmp_path: Path) -
         _seen(source, Splits.of(again, other, train_path), third, shown, "refuse")
     (ignored,) = _seen(source, Splits.of(again, other, train_path), third, shown, "ignore")
     assert ignored.endswith("--leaks ignore.")
+    assert told[0].startswith("None of the ") and "images that run-a was trained on or chosen by is in" in told[0]
     (unknown,) = _seen(None, Splits.of(again, other, test), third, shown, "refuse")
     assert unknown.startswith("It is not known")
+
+
+def test_a_prepared_file_that_is_gone_is_prepared_anew(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
+    data = {"source": "digits_source", "root": str(tmp_path / "cache"), "augmentation": "none"}
+    run = override(Run(model=Basic(channels=4, hidden=8), cluster=Cluster(workers=1)), {"name": "first", "data": data})
+    splits = Splits.of(run, *ensure(run.data))
+    first.write_run(run)
+    first.write("data.json", splits.facts(run))
+    first.save_weights("best", build(run.model, splits.spec(run)), epoch=1, step=1)
+    again = override(tuned(run, first.weights_path("best")), {"data": {"source": "digits_target"}})
+    shutil.rmtree(tmp_path / "cache")
+    target = Splits.of(again, *ensure(again.data))
+    source = bring(again, second)
+    shown = Display(title="", file=io.StringIO())
+    assert source is not None and not source.train_path.exists()
+    (told,) = _seen(source, target, second, shown, "refuse")
+    assert told.startswith("None of the 719 images that first") and source.train_path.exists()
+    lost = source._replace(run=override(run, {"data": {"source": "npz:gone.npz"}}), train_path=tmp_path / "gone.beton")
+    (told,) = _seen(lost, target, second, shown, "refuse")
+    assert (
+        told == f"{tmp_path}/gone.beton: not here any more, so whether it holds images of this test set is not known."
+    )
 
 
 def test_a_run_keeps_the_list_of_what_it_leaves_out(tmp_path: Path) -> None:

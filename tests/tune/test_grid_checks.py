@@ -102,8 +102,10 @@ def test_what_was_found_of_the_whole_chain_is_told_in_sentences(tmp_path: Path) 
         told = ready(tmp_path, experiment(third))
         assert told.keys() == {second.key, third.key}
         (of_first,) = told[second.key]
-        assert of_first.startswith("None of the 360 images that first was trained on is in the test set, by ")
-        assert told[third.key][0] == of_first and told[third.key][1].startswith("None of the 270 images that second")
+        assert of_first.startswith(
+            "None of the 400 images that first was trained on or chosen by is in the test set, by "
+        )
+        assert told[third.key][0] == of_first and told[third.key][1].startswith("None of the 300 images that second")
     same = Training(dataclasses.replace(third.run, name="same", epochs=9), third)
     assert ready(tmp_path, experiment(same))[same.key][2] == (
         "third has the same test set, and its training images were not compared with it."
@@ -111,6 +113,20 @@ def test_what_was_found_of_the_whole_chain_is_told_in_sentences(tmp_path: Path) 
     ignored = ready(tmp_path, experiment(third), leaks=False)
     assert ignored.keys() == told.keys() and {len(each) for each in ignored.values()} == {1}
     assert all(sentence.endswith("--leaks ignore.") for (sentence,) in ignored.values())
+
+
+def test_held_out_images_are_looked_for_too(tmp_path: Path) -> None:
+    """They chose the weights."""
+    seen, test = images(0, 400), images(1, 100)
+    start = run(tmp_path, "start", seen, images(2, 50))
+    row = int(Splits.of(start, *ensure(start.data)).held_out[0])
+    seen[row] = test[0]
+    start, tuned = run(tmp_path, "leaking", seen, images(2, 50)), run(tmp_path, "tuned", images(3, 400), test)
+    with pytest.raises(InputError, match="1 of 400 images are in the test set"):
+        ready(tmp_path, experiment(Training(tuned, Training(start))))
+    listed = next((tmp_path / "report").rglob("leaks.json"))
+    without = dataclasses.replace(start, data=dataclasses.replace(start.data, leaks=str(listed)))
+    assert len(ready(tmp_path, experiment(Training(tuned, Training(without))))) == 1
 
 
 def test_leaks_are_refused_from_wherever_in_the_chain_they_come(tmp_path: Path) -> None:
