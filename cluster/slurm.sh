@@ -69,7 +69,7 @@ start_ray() { # start_ray NODE OPTION...
   on "$1"
   # /tmp is everybody's: whoever made this folder before us would own Ray's sockets.
   "${there[@]}" sh -c 'mkdir -p "$1" && [ -O "$1" ] && [ ! -L "$1" ] && chmod 700 "$1"' sh "$temp" ||
-    { echo "$temp on $1 is somebody else's; have it removed, or take another job id" >&2; exit 1; }
+    { echo "$1: cannot be reached, or $temp there is somebody else's; submit the job again" >&2; exit 1; }
   "${there[@]}" ray start --block --num-cpus "$cpus" --object-store-memory 2000000000 --disable-usage-stats \
     --dashboard-agent-listen-port 0 "${@:2}" >&2 &
   rays+=($!)

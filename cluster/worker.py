@@ -132,7 +132,8 @@ def _train(
         trainer = Trainer(run, network, splits.loader(run, "train", backend), backend, callbacks)
         trainer.lr_scale = run.divergence.rollback_lr**rollbacks
         rehearse(trainer.train_step, splits.spec(run), len(splits.held_out))
-        with first_steps(run, backend.world, lambda: trainer.step - (checkpointing.resumed or 0)):
+        # Not where it goes on: it did fit, and what one that was killed held may not be free yet.
+        with first_steps(run, backend.world, lambda: trainer.step):
             trainer.fit()
     return trainer
 

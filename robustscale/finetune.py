@@ -50,6 +50,7 @@ Where the images are few, less can be trained. A stage is the stem, a block or t
 
 Before the first step the images that RUN was trained on, and those held out that chose its weights, are compared with
 the test set of the new run; if some are in it, nothing is trained, and leaks.png in the new run's folder shows them.
+Where RUN's prepared file is gone it is prepared anew from its source.
 
   --weights NAME    which of RUN's: best, last or epoch-0007 (default: those that it reports)
   --leaks ignore    tune all the same

@@ -46,8 +46,9 @@ on after a kill without repeating what was finished. Trainings are kept in STORA
                     node sees
   PATH=VALUE        any field of every run, as `python -m robustscale.pretrain --help` lists them: data.loader=resident,
                     precision=bf16, batch_size=64, data.root=/data; the report tells them. What the experiment varies,
-                    what its pretrainings and tunings differ in, and what the options below set, is refused;
-                    data.leaks and data.without are of what is pretrained on alone, transfer.* of what is tuned
+                    and what the options below set, is refused; so is what its pretrainings and tunings differ in of
+                    objective, optimizer, schedule, model, averaging, label_smoothing, mix and clip. data.leaks and
+                    data.without are of what is pretrained on alone, transfer.* of what is tuned
 
 Scales:
 {scales}
@@ -315,7 +316,11 @@ def _here(run: Run, workers: int, entries: list[str]) -> Run:
         *outer, last = path.replace("-", "_").split(".")
         part = changes
         for name in outer:
-            part = part.setdefault(name, {})
+            if not isinstance(part.setdefault(name, {}), dict):
+                part[name] = {"name": part[name]}  # schedule=cosine schedule.warmup_epochs=1
+            part = part[name]
+        if isinstance(part.get(last), dict):
+            part, last = part[last], "name"
         part[last] = value
     return cli.here(override(run, changes))
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from robustscale import experiments, reproduce
+from robustscale.engine.schedule import Cosine
 from robustscale.errors import InputError
 from robustscale.experiments.base import SCALES
+from robustscale.run import Run
 from tests.edges.tiny_grid import tiny
 from tune.grid import Course, plan
 from tune.grid_run import GridSettings
@@ -105,9 +107,15 @@ def test_what_is_frozen_is_frozen_in_what_is_tuned_alone() -> None:
 
 
 @pytest.mark.parametrize("entry", ["batch_size=32", "evaluation.attack.steps=3", "optimizer.momentum=0.8", "clip=1.0"])
-def test_what_all_trainings_have_alike_may_be_given(entry: str) -> None:
-    """And what is only about how they are done."""
+def test_what_the_trainings_are_not_about_may_be_given(entry: str) -> None:
+    """Also where pretraining and tuning differ in it: how they are done."""
     reproduce._with_fields(experiments.get("course_pretrain", SCALES["smoke"]), 1, [entry])
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_a_component_and_its_fields_may_be_given_together(turned: int) -> None:
+    run = reproduce._here(Run(), 1, ["schedule=cosine", "schedule.warmup_epochs=1"][::turned])
+    assert run.schedule == Cosine(warmup_epochs=1)
 
 
 def test_the_report_tells_that_leaks_were_ignored() -> None:

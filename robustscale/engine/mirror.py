@@ -58,7 +58,8 @@ class Mirror:
         digest = hashlib.sha256(f"{copy}{url}".encode()).hexdigest()[:16]
         self.local = working_copies() / digest / name
         self._lock = threading.RLock()
-        self._pulled = False
+        self._pulled: tuple[int, int] | None = None
+        """Device and inode of the lock of this copy."""
         self._same: dict[str, Found] = {}
         """Files as they lay here when they were last equal to the URL's."""
         self._sealed: dict[str, bytes] = {}
@@ -81,6 +82,7 @@ class Mirror:
                 if self._same.get(name) != here[name]:
                     self._push_file(name, here[name])
             for name in sorted(self._same.keys() - here.keys()):
+                self._require_whole()  # it may be being removed right now
                 self.remote.remove(name)
                 del self._same[name]
 
@@ -137,11 +139,19 @@ class Mirror:
     def _require_whole(self) -> None:
         """Raises InputError where the working copy was removed under our feet, as by one who clears caches: what is
         missing here must not be taken for removed by the run."""
-        if self._pulled and not (self.local / PULLING).exists():
+        if self._pulled is not None and self._pulled != self._copy():
             raise InputError(
                 f"{self.local}: this working copy of {self.url} was removed while it was in use; what lies there is as "
                 "it was; the same command goes on from it"
             )
+
+    def _copy(self) -> tuple[int, int] | None:
+        """Another process that pulls makes another one, whose files come one by one."""
+        try:
+            found = (self.local / PULLING).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _push_file(self, name: str, stamp: Found) -> None:
         path = self.local / name
@@ -161,7 +171,7 @@ class Mirror:
                 self._same[name] = there
 
     def _pull(self, checkpoints: Which) -> None:
-        self._pulled = True
+        self._pulled = self._copy()
         alone = self._alone()
         found = {name: at for name, at in self.remote.list().items() if _mirrored(name)}
         files = {name: at for name, at in found.items() if not _in_checkpoints(name)}
@@ -237,6 +247,7 @@ class Mirror:
                 if seal is not None and seal != self._sealed.get(step) and _sound(folder):
                     self._push_checkpoint(step, folder, seal, there.get(step, []))
             for step in there.keys() - here.keys():
+                self._require_whole()
                 self._remove_checkpoint(step, there[step])
 
     def _push_checkpoint(self, step: str, folder: Path, seal: bytes, there: list[str]) -> None:

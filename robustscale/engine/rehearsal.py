@@ -26,8 +26,8 @@ def rehearse(step: TrainStep, spec: DataSpec, num_held_out: int) -> None:
     not fit. On the bare network: no collective, and nothing is changed. Raises InputError.
     """
     run = step.run
-    world = _fewest(run, step.backend.world)
-    n, what, remedy = _part(run, step.backend.world)
+    world = min(step.backend.world, run.cluster.sizes(run.shards // run.accumulation)[-1])
+    n, what, remedy = _part(run, world, of=step.backend.world)
     with _explained(what, remedy, spec):
         _train(step, spec, n)
     n = min(run.evaluation.batch_size, -(-num_held_out // world))
@@ -38,35 +38,32 @@ def rehearse(step: TrainStep, spec: DataSpec, num_held_out: int) -> None:
 
 @contextmanager
 def first_steps(run: Run, world: int, taken: Callable[[], int]) -> Iterator[None]:
-    """Around training, of which `taken` says how many steps it has taken here: what does not fit beside optimizer
-    state, averages and buckets, which are not rehearsed, would not in another attempt either. Raises InputError."""
+    """Around training that begins, of which `taken` says how many steps it has taken: what does not fit beside the
+    optimizer's state, averages and buckets, which are not rehearsed, would not in another attempt either. Raises
+    InputError."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         if taken() > 1:
             raise
-        _, what, remedy = _part(run, world)
-        more = ", or take cluster.engine zero2" if world > 1 else ""
+        _, what, remedy = _part(run, world, of=world)
+        sharded = ", or take cluster.engine zero2" if world > 1 and run.cluster.engine == "ddp" else ""
         line = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{what} do not fit into memory beside the optimizer's state; {remedy}{more} ({line})"
+            f"{what} do not fit into memory beside the optimizer's state; {remedy}{sharded} ({line})"
         ) from error
 
 
-def _fewest(run: Run, world: int) -> int:
-    return min(world, run.cluster.sizes(run.shards // run.accumulation)[-1])
-
-
-def _part(run: Run, world: int) -> tuple[int, str, str]:
-    """Images that a worker has in memory at once on the fewest workers, in words, and how to have fewer."""
-    fewest = _fewest(run, world)
+def _part(run: Run, world: int, of: int) -> tuple[int, str, str]:
+    """Images that one of `world` workers, which may be fewer than `of`, has in memory at once; in words; and how to
+    have fewer."""
     per_shard = -(-run.batch_size // run.shards)
-    n = per_shard * (1 if run.reduction == "deterministic" else run.shards // (fewest * run.accumulation))
+    n = per_shard * (1 if run.reduction == "deterministic" else run.shards // (world * run.accumulation))
     more, what = "", f"batch_size: {n} images of training at once"
     if run.reduction == "fast":
         more = f"raise accumulation above {run.accumulation}, "
-        if fewest < world:
-            what, more = f"{what}, on {fewest} workers,", f"{more}raise cluster.min_workers, "
+        if world < of:
+            what, more = f"{what}, on {world} workers,", f"{more}raise cluster.min_workers, "
     return n, what, f"{more}take precision bf16, or lower it"
 
 

@@ -25,7 +25,7 @@ from tests.edges.machines import (
 KINDS = ("worker", "workers", "driver")
 EVERY = 7
 """Steps between two kills, on average; checkpoints are every three."""
-LEFT = 44
+LEFT = 88
 """Steps after the last: they take milliseconds, and the kill must hit a run at work."""
 
 

@@ -137,7 +137,10 @@ def test_working_copy_that_is_removed_takes_nothing_with_it(url: str) -> None:
         save(mirror, 2)
     assert mirror.remote.list() == there
     again = Mirror(url)
+    with again._flock(mirrors.PULLING), pytest.raises(InputError, match="was removed"):
+        mirror.push()  # while another process has begun to pull
     again.pull("all")
+    assert mirror.remote.list() == there
     assert steps(again) == ["step-00000001"]
 
 

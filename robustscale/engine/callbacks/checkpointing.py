@@ -72,11 +72,12 @@ class Checkpointing(Callback):
 
     def _common(self, backend: Backend, found: list[tuple[int, int]]) -> Saved:
         """The newest of which every machine has a sound copy, and the same one."""
+        newest = max(step for step, _ in found)
         while True:
             steps = [step for step, _ in found]
             if min(steps) < 0:  # by what all know, so that all of them raise
                 raise InputError(
-                    f"{self.store.root}: workers have copies of step {max(steps)}, but not all have a sound "
+                    f"{self.store.root}: workers have copies of step {newest}, but not all have a sound "
                     "checkpoint that is the same; put a copy of that one where the run is kept, or take another "
                     "--run-name"
                 )
