@@ -131,9 +131,10 @@ def refuse_leaks(
     if leaks.found:
         first = leaks.found[0]
         raise InputError(
-            f"{source.path}: {len(leaks.found):,} of {leaks.compared:,} images are in the test set {test.path} "
-            f"({leaks.exact:,} pixel for pixel; row {first.row} is its row {first.test_row}); {folder}/leaks.png shows "
-            f"them; pretrain without them, with --data.leaks {folder}/leaks.json{remedy and f', or {remedy}'}"
+            f"{source.path}: {len(leaks.found):,} of {leaks.compared:,} images are in the test set {test.path}, or "
+            f"look like images of it ({leaks.exact:,} pixel for pixel; row {first.row} is its row {first.test_row}); "
+            f"{folder}/leaks.png shows them; pretrain without them, with --data.leaks {folder}/leaks.json"
+            f"{remedy and f', or {remedy}'}"
         )
     return leaks
 
