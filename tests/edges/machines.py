@@ -21,7 +21,7 @@ from typing import Any
 
 from robustscale.engine.callbacks.log import read_lines
 from robustscale.engine.folder import RunFolder
-from tests.edges.conftest import ROOT, free_port
+from tests.edges.conftest import ROOT, free_port, started
 
 RAY = str(Path(sys.executable).parent / "ray")
 SMALL = ["digits", "--model.base", "4", "--evaluation.attack.steps", "2"]
@@ -69,11 +69,12 @@ class Machines:
         command += ["--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", str(free_port())]
         env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         path = self.folder / f"node-{secrets.token_hex(2)}.log"
-        with path.open("w") as log:
-            node = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-        until(lambda: "Ray runtime started" in path.read_text() or node.poll() is not None, 90)
-        assert node.poll() is None, path.read_text()
-        return node
+
+        def require_up(node: subprocess.Popen[bytes]) -> None:
+            until(lambda: "Ray runtime started" in path.read_text() or node.poll() is not None, 90)
+            assert node.poll() is None, path.read_text()
+
+        return started(command, env, path, require_up)
 
     def close(self) -> None:
         for process in [*self.nodes, self.head]:
