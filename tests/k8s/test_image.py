@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from cluster.orders import GRACE
 from tests.k8s.policy import USER
 from tests.k8s.rendering import ROOT
 
@@ -66,6 +67,7 @@ def test_it_runs_as_the_user_of_the_manifests_from_a_root_that_may_be_read_only(
     assert variables["PYTHONPATH"] == folder
     assert variables["PATH"].split(":")[0] == f"{folder}/.venv/bin"
     assert variables["HOME"] == "/tmp"
+    assert float(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > GRACE
 
 
 def test_nothing_is_the_latest_and_nothing_comes_from_an_address() -> None:

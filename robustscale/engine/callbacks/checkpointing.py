@@ -51,10 +51,8 @@ class Checkpointing(Callback):
         until = time.monotonic() + SETTLES
         while True:
             saved = self.store.latest()
-            found, late = (
-                self._found(backend, saved),
-                backend.gather(torch.tensor(time.monotonic() > until, device=backend.device)),
-            )
+            found = self._found(backend, saved)
+            late = backend.gather(torch.tensor(time.monotonic() > until, device=backend.device))
             if len(set(found)) == 1:
                 return saved
             if self.store.copied:
